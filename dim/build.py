@@ -1,0 +1,130 @@
+"""Names in the configuration -> objects: the one file that imports every factor."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dim import randomness
+from dim.config import Config, UserError
+from dim.config import Term as TermConfig
+from dim.critics import CRITICS, Concat, Critic
+from dim.data import DATASETS, Dataset
+from dim.encoders import ARCHITECTURES, Encoder, local_layers, places
+from dim.estimators import ESTIMATORS, UNITS, ceiling
+from dim.evals import linear
+from dim.negatives import NEGATIVES
+from dim.objective import Objective, Term
+from dim.prior import Prior
+from dim.schedule import SCHEDULES
+from dim.views import VIEWS, Affine
+
+EVALUATORS = {"linear": linear.evaluate}
+
+
+class TermFacts(NamedTuple):
+    """What is fixed about a term before training."""
+
+    name: str  # local or global
+    unit: str
+    locations: int  # L
+    negatives: int  # K of each anchor
+    ceiling: float | None
+    score_bytes: int  # the largest tensor of scores, or of the concat critic's hidden layer
+    warning: str  # what a user should know before the run, or ""
+
+
+def dataset(config: Config) -> Dataset:
+    """The configured data set; UserError where it is missing, does not fit the encoder or is smaller than a batch."""
+    found = DATASETS[config.data.name](Path(config.data.root), config.data.download)
+    size, side = ARCHITECTURES[config.encoder.name].size, found.train.images.shape[-1]
+    if size != side:
+        fitting = [name for name, arch in ARCHITECTURES.items() if arch.size == side]
+        raise UserError(
+            f"encoder.name {config.encoder.name} takes images of {size} x {size}, {found.name} has {side} x {side}: "
+            f"choose {' or '.join(fitting)}"
+        )
+    if len(found.train) < config.train.batch_size:
+        raise UserError(f"train.batch_size is {config.train.batch_size}, but {found.name} has {len(found.train)} images")
+    return found
+
+
+def encoder(config: Config, channels: int) -> Encoder:
+    """The configured encoder with its first weights, a function of the seed and of nothing else in the configuration."""
+    if config.encoder.local not in ["paper", *local_layers(config.encoder.name)]:
+        raise UserError(
+            f"encoder.local is {config.encoder.local!r}: {config.encoder.name} has "
+            f"{', '.join(local_layers(config.encoder.name))}, or paper for the paper's choice"
+        )
+    c = config.encoder
+    return seeded(config, "encoder", lambda: Encoder(c.name, channels, c.code_size, c.local, config.norm))
+
+
+def objective(config: Config, made: Encoder, channels: int) -> tuple[Objective, list[TermFacts]]:
+    """The configured objective for an encoder, its shapes found by a dry run, and the facts of its terms."""
+    side = ARCHITECTURES[config.encoder.name].size
+    with torch.no_grad():
+        codes = made.eval()(next(made.parameters()).new_zeros(1, channels, side, side))
+    made.train()
+    c = config.objective
+    local, glob, facts = None, None, []
+    if c.local.weight:
+        local, about = term(config, c.local, "local", places(codes.map))
+        facts.append(about)
+    if c.glob.weight:
+        glob, about = term(config, c.glob, "global", codes.conv.flatten(1)[:, :, None])
+        facts.append(about)
+    prior = None
+    if c.prior.weight:
+        prior = seeded(config, "prior", lambda: Prior(config.encoder.code_size, c.prior.kind, c.prior.penalty))
+    return Objective(local, glob, prior, alpha=c.glob.weight, beta=c.local.weight, gamma=c.prior.weight), facts
+
+
+def term(config: Config, c: TermConfig, name: str, m: Tensor) -> tuple[Term, TermFacts]:
+    """One configured term for maps m [1, Dm, L], and its facts. UserError where more negatives are asked than exist."""
+    width, locations, images = m.shape[1], m.shape[2], config.train.batch_size
+    key = f"objective.{'local' if name == 'local' else 'glob'}"
+    negatives = NEGATIVES[c.negatives](c.k)
+    k, most = negatives.count(images, locations), (images - 1) * locations
+    if k > most:
+        raise UserError(f"{key}.k is {c.k}: a batch of {images} with {locations} locations a map has {most} negatives")
+    if c.estimator == "dv_per_anchor" and k == 1:
+        raise UserError(f"{key}: dv_per_anchor with 1 negative grows without end: raise {key}.k or choose another estimator")
+    critic = seeded(config, name, lambda: make_critic(c, config, width))
+    made = Term(critic, ESTIMATORS[c.estimator], negatives, symmetric=c.symmetric)
+    ceilings = [ceiling(c.estimator, n) for n in ([k, images - 1] if c.symmetric else [k])]
+    limit = None if None in ceilings else sum(filter(None, ceilings)) / len(ceilings)
+    pairs = images * (images * locations if c.negatives == "all" else k)
+    score_bytes = 4 * pairs * (c.units if c.critic == "concat" else 1)
+    warning = ""
+    if c.estimator == "dv_per_anchor" and k < 256:
+        warning = f"{key}: dv_per_anchor with {k} negatives; below about 256 its scores run away"
+    return made, TermFacts(name, UNITS[c.estimator], locations, k, limit, score_bytes, warning)
+
+
+def make_critic(c: TermConfig, config: Config, width: int) -> Critic:
+    """The configured critic between y and places of `width` channels."""
+    if CRITICS[c.critic] is Concat:
+        return Concat(config.encoder.code_size, width, c.units)
+    scale = c.units**-0.5 if isinstance(c.scale, str) else c.scale
+    return CRITICS[c.critic](config.encoder.code_size, width, c.units, scale, config.norm)
+
+
+def views(config: Config):
+    """The configured augmentation of one picture."""
+    c = config.views
+    return Affine(c.shift, c.rotation, c.scale, c.shear) if VIEWS[c.kind] is Affine else VIEWS[c.kind]()
+
+
+def schedule(config: Config):
+    """The configured learning-rate factor, a function of (step, steps)."""
+    return SCHEDULES[config.train.schedule]
+
+
+def seeded(config: Config, part: str, make):
+    """Make a module whose first weights are a function of (seed, part); the caller's random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(randomness.generator(config.seed, "weights of", *part.encode()).initial_seed())
+        made: nn.Module = make()
+    return made.double() if config.precision == "float64" else made

@@ -1,0 +1,178 @@
+"""The configuration: one typed schema with its ranges and contradictions. `dim.reading` reads it from files and words.
+
+Each field says its default, its help with the unit, and its range. A value is a number, a text, a choice or a pair: no
+configuration can name a class or a file to run.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Literal, get_type_hints
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave: one line that says what was given and what is possible. Exit code 2."""
+
+
+def option(default: Any, help: str, at_least: float | None = None, above: float | None = None, at_most: float | None = None):
+    """A field of the schema with its help and range."""
+    return dataclasses.field(default=default, metadata=dict(help=help, at_least=at_least, above=above, at_most=at_most))
+
+
+@dataclass(frozen=True)
+class Run:
+    dir: str = option("", "folder of the run; empty: runs/<name of the config file>")
+    log_every: int = option(100, "steps between lines of metrics.jsonl", at_least=1)
+    save_every: int = option(1000, "steps between checkpoints; the last step is always saved", at_least=1)
+    probe_every: int = option(0, "epochs between quick linear probes on validation images; 0: none", at_least=0)
+
+
+@dataclass(frozen=True)
+class Data:
+    name: Literal["digits", "cifar10"] = option("digits", "data set; digits needs no files")
+    root: str = option("data", "folder that holds the data set in torchvision's layout")
+    download: bool = option(False, "let torchvision fetch missing files into data.root")
+    split_seed: int = option(0, "seed of the validation part, the same for all runs to be compared", at_least=0)
+
+
+@dataclass(frozen=True)
+class Views:
+    number: Literal[1, 2] = option(1, "pictures made of each image; with 2 the map of one meets the vector of the other")
+    kind: Literal["none", "affine"] = option("none", "augmentation")
+    shift: float = option(0.75, "affine: largest shift along each axis, pixels", at_least=0)
+    rotation: float = option(10.0, "affine: largest rotation, degrees", at_least=0, at_most=180)
+    scale: float = option(0.1, "affine: largest |log| of the scale of each axis", at_least=0)
+    shear: float = option(0.1, "affine: largest shear, a factor", at_least=0)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    name: Literal["small8x8", "basic28x28", "basic32x32", "basic64x64", "alex64x64"] = option("small8x8", "architecture")
+    code_size: int = option(64, "numbers in the global vector y", at_least=1)
+    local: str = option("paper", "layer whose output is the local map: conv1, conv2, .., fc1, .., or paper for the paper's")
+
+
+@dataclass(frozen=True)
+class Term:
+    weight: float = option(0.0, "weight of the term (alpha for glob, beta for local); 0: not built", at_least=0)
+    estimator: Literal["jsd", "dv", "dv_per_anchor", "infonce"] = option("infonce", "estimator of the term")
+    critic: Literal["dot", "concat"] = option("dot", "critic of the term")
+    units: int = option(2048, "width of the critic's embedding; the paper: dot 2048, concat 512", at_least=1)
+    scale: float | Literal["1/sqrt(units)"] = option(1.0, "dot: factor of the scores; the paper: 1", above=0)
+    negatives: Literal["all", "sampled", "shifted"] = option("all", "which locations of other images are negatives")
+    k: int = option(0, "sampled: negatives of each anchor; shifted: shifts of the batch; all: 0", at_least=0)
+    symmetric: bool = option(False, "average with the same estimate the other way round")
+
+
+@dataclass(frozen=True)
+class Prior:
+    weight: float = option(0.0, "weight of the encoder's prior loss (gamma); 0: no discriminator is built", at_least=0)
+    kind: Literal["uniform", "normal"] = option("uniform", "sigmoid(y) against U[0, 1], or y against N(0, 1)")
+    lr: float = option(1e-4, "Adam's learning rate of the prior discriminator", above=0)
+    penalty: float = option(0.0, "weight of the discriminator's gradient penalty", at_least=0)
+
+
+@dataclass(frozen=True)
+class Objective:
+    local: Term = Term(weight=1.0)
+    glob: Term = Term()
+    prior: Prior = Prior()
+
+
+@dataclass(frozen=True)
+class Train:
+    epochs: int = option(30, "passes over the training images", at_least=1)
+    batch_size: int = option(128, "images a step, at least 2; the last incomplete batch of an epoch is dropped", at_least=2)
+    lr: float = option(1e-3, "Adam's learning rate of encoder and critics", above=0)
+    betas: tuple[float, float] = option((0.9, 0.999), "Adam's betas, of the prior discriminator too", at_least=0)
+    schedule: Literal["constant", "cosine"] = option("constant", "learning rates over the run: constant, or cosine to 0")
+
+
+@dataclass(frozen=True)
+class Config:
+    seed: int = option(0, "seed of weights, order, views, negatives and prior samples", at_least=0)
+    device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "where to train; auto: cuda where there is one, else cpu")
+    precision: Literal["float32", "bf16", "float64"] = option("float32", "arithmetic; bf16: autocast, scores in float32")
+    deterministic: bool = option(False, "same seed, same bits on a GPU too (slower); a CPU always does")
+    norm: Literal["batch", "layer", "none"] = option("batch", "normalisation in encoder and heads; the paper: batch")
+    run: Run = Run()
+    data: Data = Data()
+    views: Views = Views()
+    encoder: Encoder = Encoder()
+    objective: Objective = Objective()
+    train: Train = Train()
+
+
+def leaves(kind: type = Config, prefix: str = "") -> dict[str, tuple[Any, dataclasses.Field]]:
+    """Every key of the schema with its type and field: {"train.lr": (float, Field), ...}."""
+    found: dict[str, tuple[Any, dataclasses.Field]] = {}
+    types = get_type_hints(kind)
+    for f in fields(kind):
+        if is_dataclass(types[f.name]):
+            found |= leaves(types[f.name], f"{prefix}{f.name}.")
+        else:
+            found[prefix + f.name] = types[f.name], f
+    return found
+
+
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """A configuration as {"train.lr": 0.001, ...}."""
+    found: dict[str, Any] = {}
+    for f in fields(config):
+        value = getattr(config, f.name)
+        found |= flat(value, f"{prefix}{f.name}.") if is_dataclass(value) else {prefix + f.name: value}
+    return found
+
+
+def built(values: dict[str, Any], kind: type = Config, prefix: str = "") -> Any:
+    """The configuration that holds these flat values; the inverse of `flat`."""
+    types = get_type_hints(kind)
+    return kind(
+        **{
+            f.name: built(values, types[f.name], f"{prefix}{f.name}.")
+            if is_dataclass(types[f.name])
+            else values[prefix + f.name]
+            for f in fields(kind)
+        }
+    )
+
+
+def check(config: Config) -> None:
+    """Raise UserError where a value is out of its range or two values contradict each other."""
+    values = flat(config)
+    for key, (_, f) in leaves().items():
+        value, limits = values[key], f.metadata
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, bool) or not isinstance(number, (int, float)):
+                continue
+            if not math.isfinite(number):
+                raise UserError(f"{key} is {number}: it must be finite")
+            if limits["at_least"] is not None and number < limits["at_least"]:
+                raise UserError(f"{key} is {number}: it must be at least {limits['at_least']}")
+            if limits["above"] is not None and number <= limits["above"]:
+                raise UserError(f"{key} is {number}: it must be above {limits['above']}")
+            if limits["at_most"] is not None and number > limits["at_most"]:
+                raise UserError(f"{key} is {number}: it must be at most {limits['at_most']}")
+    if max(config.train.betas) >= 1:
+        raise UserError(f"train.betas is {list(config.train.betas)}: both must be below 1")
+    if config.views.number == 2 and config.views.kind == "none":
+        raise UserError("views.number is 2 but views.kind is none, so both would be equal: set views.kind affine or number 1")
+    if config.precision == "float64" and config.device == "mps":
+        raise UserError("precision float64 is not possible on device mps: choose float32 or device cpu")
+    terms = {"local": config.objective.local, "glob": config.objective.glob}
+    if not any(term.weight for term in terms.values()):
+        raise UserError("objective.local.weight and objective.glob.weight are both 0: nothing to train")
+    for name, term in terms.items():
+        check_term(f"objective.{name}", term, config)
+
+
+def check_term(key: str, term: Term, config: Config) -> None:
+    """The contradictions within one term; how many negatives exist is checked where the map's size is known."""
+    if term.negatives == "all" and term.k:
+        raise UserError(f"{key}.k is {term.k} but {key}.negatives is all: set it to sampled or shifted, or k to 0")
+    if term.negatives != "all" and not term.k:
+        raise UserError(f"{key}.negatives is {term.negatives} and needs {key}.k of at least 1")
+    if term.negatives == "shifted" and term.k >= config.train.batch_size:
+        raise UserError(f"{key}.k is {term.k}: a batch of {config.train.batch_size} has {config.train.batch_size - 1} shifts")
+    if term.critic == "concat" and term.scale != 1:
+        raise UserError(f"{key}.scale is {term.scale}, but only the dot critic has a scale: remove it or set critic dot")

@@ -1,0 +1,153 @@
+"""Critics: (y, m) -> scores of pairs of a global vector and a place of a feature map. Real numbers, not probabilities.
+
+A anchors (global vectors y), P images in the pool, L locations of a map, K negatives for each anchor, U units.
+
+    embed(y [A, Dy], m [P, Dm, L])   -> a [A, U], b [P, L, U]    each vector once: the costly part
+    score(a, b)                      -> scores of the pairs given, broadcast over leading dimensions
+    pairs(a, b, own, rows)           -> neg [A, K]               gather and score, or where all are asked the table
+
+Scores are at least float32 whatever autocast says; float64 stays.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dim.estimators import raised
+from dim.norms import norm
+
+
+class Critic(nn.Module, ABC):
+    """What every critic does with its `embed` and `score`."""
+
+    @abstractmethod
+    def embed(self, y: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+        """y [A, Dy], m [P, Dm, L] -> a [A, U], b [P, L, U]."""
+
+    @abstractmethod
+    def score(self, a: Tensor, b: Tensor) -> Tensor:
+        """a [..., U], b [..., U] -> scores [...], broadcast over the leading dimensions."""
+
+    def table(self, a: Tensor, b: Tensor) -> Tensor:
+        """a [A, U], b [P, L, U] -> scores of every anchor with every location [A, P, L]."""
+        return self.score(a[:, None, None], b)
+
+    def pairs(self, a: Tensor, b: Tensor, own: Tensor, rows: Tensor | None = None) -> Tensor:
+        """a [A, U], b [P, L, U] -> scores of the negatives [A, K].
+
+        rows [A, K] index the pool's P L locations; None asks for all (P - 1) L of the other images, in the pool's order,
+        where own [A] is the place of each anchor's image in the pool.
+        """
+        if rows is None:
+            return without_own(self.table(a, b), own)
+        return self.score(a[:, None], gathered(b.flatten(0, 1), rows))
+
+
+class Dot(Critic):
+    """Encode-and-dot-product (paper, section 3.1 and appendix; rdevon/DIM `mi_networks.py`).
+
+    One residual head for the anchors, one for the locations; the score is the inner product of their outputs times `scale`.
+    The paper has units 2048 and scale 1, which starts with scores of standard deviation near sqrt(units) = 45.
+    """
+
+    # Rows of the pool gathered for each anchor cost this many times more than their scores in the table of one matmul
+    # (`benchmarks/gather_or_table.py`); from a share of 1 / GATHER of the pool on, the table is made and read.
+    GATHER = 32
+
+    def __init__(self, anchor_width: int, map_width: int, units: int, scale: float = 1.0, norm: str = "batch"):
+        super().__init__()
+        self.anchor_head = ResidualHead(anchor_width, units, norm)
+        self.map_head = ResidualHead(map_width, units, norm)
+        self.scale = scale
+
+    def embed(self, y: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+        return self.anchor_head(y), by_rows(self.map_head, m)
+
+    def score(self, a: Tensor, b: Tensor) -> Tensor:
+        """a [..., U], b [..., U] -> scale * <a, b> [...], without a product of the size of b."""
+        with torch.autocast(a.device.type, enabled=False):
+            return torch.einsum("...u,...u->...", raised(a) * self.scale, raised(b))
+
+    def table(self, a: Tensor, b: Tensor) -> Tensor:
+        with torch.autocast(a.device.type, enabled=False):
+            return (raised(a) * self.scale @ raised(b).flatten(0, 1).T).view(len(a), *b.shape[:2])
+
+    def pairs(self, a: Tensor, b: Tensor, own: Tensor, rows: Tensor | None = None) -> Tensor:
+        if rows is not None and rows.shape[1] * self.GATHER >= b.shape[0] * b.shape[1]:
+            return self.table(a, b).flatten(1).gather(1, rows)
+        return super().pairs(a, b, own, rows)
+
+
+class ResidualHead(nn.Module):
+    """Linear-norm-ReLU-linear beside a linear shortcut, then LayerNorm: x [R, D] -> [R, U]; 1x1 convolutions, on rows.
+
+    The shortcut starts near the identity: uniform in +-0.01, ones on the diagonal where U >= D.
+    """
+
+    def __init__(self, width: int, units: int, kind: str = "batch"):
+        super().__init__()
+        self.hidden = nn.Linear(width, units, bias=kind == "none")
+        self.norm = norm(kind, units, dims=0)
+        self.out = nn.Linear(units, units)
+        self.shortcut = nn.Linear(width, units, bias=False)
+        self.layer_norm = nn.LayerNorm(units)
+        nn.init.uniform_(self.shortcut.weight, -0.01, 0.01)
+        if units >= width:
+            with torch.no_grad():
+                self.shortcut.weight.fill_diagonal_(1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer_norm(self.out(F.relu(self.norm(self.hidden(x)))) + self.shortcut(x))
+
+
+class Concat(Critic):
+    """Concat-and-convolve (paper, appendix): [y; m] -> 512 -> 512 -> 1 with ReLU, no normalisation, the same at each location.
+
+    The first layer is a sum, W[y; m] = Wy y + Wm m, so it is the embedding and no y is tiled over locations. On the
+    flattened last map (L = 1) this is the paper's global critic.
+    """
+
+    def __init__(self, anchor_width: int, map_width: int, units: int = 512):
+        super().__init__()
+        whole = nn.Linear(anchor_width + map_width, units)  # initialised as the one layer it is
+        self.anchor_part = nn.Linear(anchor_width, units)
+        self.map_part = nn.Linear(map_width, units, bias=False)
+        with torch.no_grad():
+            self.anchor_part.weight.copy_(whole.weight[:, :anchor_width])
+            self.anchor_part.bias.copy_(whole.bias)
+            self.map_part.weight.copy_(whole.weight[:, anchor_width:])
+        self.hidden = nn.Linear(units, units)
+        self.out = nn.Linear(units, 1)
+
+    def embed(self, y: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+        return self.anchor_part(y), by_rows(self.map_part, m)
+
+    def score(self, a: Tensor, b: Tensor) -> Tensor:
+        """a [..., U], b [..., U] -> [...]; the last layer in float32, since a score of 8 bits is too coarse for a bound."""
+        hidden = F.relu(self.hidden(F.relu(a + b)))
+        with torch.autocast(a.device.type, enabled=False):
+            return F.linear(raised(hidden), raised(self.out.weight), raised(self.out.bias)).squeeze(-1)
+
+
+def by_rows(layer: nn.Module, m: Tensor) -> Tensor:
+    """Apply a layer of vectors to every location: m [P, D, L] -> [P, L, U]. No copy where m lies channels last."""
+    return layer(m.transpose(1, 2).flatten(0, 1)).unflatten(0, (m.shape[0], m.shape[2]))
+
+
+def gathered(b: Tensor, rows: Tensor) -> Tensor:
+    """b [R, U], rows [A, K] -> [A, K, U]; index_select, whose backward adds whole rows (indexing adds number by number)."""
+    return b.index_select(0, rows.flatten()).unflatten(0, rows.shape)
+
+
+def without_own(table: Tensor, own: Tensor) -> Tensor:
+    """table [A, P, L], own [A] -> [A, (P - 1) L]: the own image of each anchor left out, the others in order."""
+    anchors, images, _ = table.shape
+    others = torch.arange(images - 1, device=own.device).expand(anchors, -1)
+    others = others + (others >= own[:, None])  # [A, P - 1]
+    flat = others + images * torch.arange(anchors, device=own.device)[:, None]
+    return table.flatten(0, 1).index_select(0, flat.flatten()).view(anchors, -1)
+
+
+CRITICS = {"dot": Dot, "concat": Concat}

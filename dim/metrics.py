@@ -1,0 +1,85 @@
+"""Metrics: what a run writes down, one JSON object a line, and the statistics of the code that show a collapse."""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dim.estimators import raised
+
+
+class JsonLines:
+    """A file of one JSON object a line; `length` in bytes goes into the checkpoint, and a resumed run cuts back to it."""
+
+    def __init__(self, path: Path, length: int = 0):
+        self.file = open(path, "ab")  # noqa: SIM115, closed with the run
+        self.file.truncate(length)
+
+    @property
+    def length(self) -> int:
+        """Bytes written, all of them on the disk when this returns."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        return self.file.seek(0, os.SEEK_END)
+
+    def write(self, row: dict) -> None:
+        """One row; floats keep six significant digits."""
+        rounded = {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in row.items()}
+        self.file.write(json.dumps(rounded).encode() + b"\n")
+        self.file.flush()
+
+
+def means(sums: dict[str, Tensor], terms: list) -> dict:
+    """Means over the steps summed; each bound beside its chance level, its ceiling (None: there is none) and its negatives.
+
+    terms: `dim.build.TermFacts`. jsd is 2 x Jensen-Shannon divergence, the others nats of mutual information.
+    """
+    mean = {name: (value / sums["steps"]).item() for name, value in sums.items()}
+    row = {"loss": mean["loss"], "gradient_norm": mean["gradient_norm"]}
+    for t in terms:
+        row[f"{t.name}/bound_{t.unit}"] = mean[t.name]
+        row |= {f"{t.name}/chance_{t.unit}": 0.0, f"{t.name}/ceiling_{t.unit}": t.ceiling}
+        row[f"{t.name}/negatives_per_anchor"] = t.negatives
+    for owner in ("encoder", "discriminator"):
+        if f"prior_{owner}" in mean:
+            row[f"prior/{owner}_loss_nats"] = mean[f"prior_{owner}"]
+    return row
+
+
+def bar_text(row: dict, terms: list) -> str:
+    """A row as the progress bar shows it: speed, bounds with their ceilings, probe."""
+    parts = [f"{row['images_per_second']:,.0f} img/s"]
+    for t in terms:
+        top = "" if t.ceiling is None else f" of {t.ceiling:.2f}"
+        parts.append(f"{t.name} {row[f'{t.name}/bound_{t.unit}']:.2f}{top} {t.unit}")
+    return ", ".join(parts + [f"{key} {value:.1%}" for key, value in row.items() if key.startswith("probe/")])
+
+
+def code_statistics(y: Tensor) -> dict[str, float]:
+    """How much of the code space a batch of codes y [N, d] fills.
+
+    code/sd_min and code/sd_median: standard deviation of a dimension; code/dead_units: dimensions with less than 0.001;
+    code/effective_rank: exp of the entropy of the shares of variance along the principal axes, 1 (all on a line, collapsed)
+    to min(N - 1, d).
+    """
+    y = raised(y.detach())
+    centred = y - y.mean(0)
+    sd = centred.square().mean(0).sqrt()
+    return {
+        "code/sd_min": sd.min().item(),
+        "code/sd_median": sd.median().item(),
+        "code/dead_units": int((sd < 1e-3).sum()),
+        "code/effective_rank": effective_rank(centred).item(),
+    }
+
+
+def effective_rank(centred: Tensor) -> Tensor:
+    """exp of the entropy of the shares s_i^2 / sum s_j^2, s the singular values of centred [N, d]; 1 where all is 0.
+
+    Roy & Vetterli 2007 take shares of s; shares of the variance s^2 fall to 1 sooner when one direction takes over.
+    """
+    variance = torch.linalg.svdvals(centred).square()
+    share = variance / variance.sum().clamp_min(torch.finfo(variance.dtype).tiny)
+    return torch.special.entr(share).sum().exp()

@@ -1,0 +1,223 @@
+"""Reading a configuration: YAML file and command line -> a checked `Config`, or one line that says what is wrong.
+
+jsonargparse holds the types and the help; the rules against what would change a run unseen are here.
+"""
+
+import argparse
+import difflib
+import functools
+import re
+import sys
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from dim.config import Config, UserError, built, check, flat, leaves
+
+ELSEWHERE = ("run.dir", "device", "data.root", "data.download")  # where a run happens, not what it is
+
+
+def read(argv: list[str], default: Path, flags: dict[str, str] | None = None) -> tuple[Config, argparse.Namespace]:
+    """The checked configuration of a command line, `--config FILE` first, `--group.key value` over it.
+
+    default: the file read where no --config is given. flags: names and help of switches beside the configuration.
+    Raises UserError, one line, for whatever is unknown, given twice, ill-typed, out of range or contradictory.
+    """
+    switches = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog=Path(sys.argv[0]).name)
+    switches.add_argument("--config", type=Path, default=default, metavar="FILE", help="YAML file with any of these keys")
+    for name, help in (flags or {}).items():
+        switches.add_argument(f"--{name}", action="store_true", help=help)
+    if {"-h", "--help"} & set(argv):
+        print(switches.format_help(), schema().format_help(), sep="\n")
+        raise SystemExit(0)
+    switches.error = refuse  # type: ignore
+    chosen, rest = switches.parse_known_args(argv)
+    given = nested_keys(read_yaml(chosen.config), str(chosen.config)) | command_line(rest)
+    config = built(flat(Config()) | {key: typed(key, value) for key, value in given.items()})
+    check(config)
+    return config, chosen
+
+
+def refuse(message: str) -> None:
+    """What argparse calls with its complaint."""
+    raise UserError(one_line(message))
+
+
+@functools.cache
+def schema() -> Any:
+    """The schema as a jsonargparse parser, one argument for each key: it holds the help and checks types."""
+    import jsonargparse
+
+    parser = jsonargparse.ArgumentParser(prog="configuration", exit_on_error=False, add_help=False)
+    initial = flat(Config())
+    for key, (kind, f) in leaves().items():
+        parser.add_argument(f"--{key}", type=kind, default=initial[key], help=f.metadata["help"])
+    return parser
+
+
+def typed(key: str, value: Any) -> Any:
+    """The value as the type of its key, or UserError that says what is possible."""
+    import jsonargparse
+
+    try:
+        if value is not None:
+            return schema().parse_object({key: value}, defaults=False)[key]
+    except jsonargparse.ArgumentError:
+        pass
+    kind = leaves()[key][0]
+    choices = [str(choice) for choice in get_args(kind)] if get_origin(kind) is Literal else []
+    raise UserError(one_line(f"{key} is {value!r}: it must be {possible(kind)}{nearest(str(value), choices)}"))
+
+
+def possible(kind: Any) -> str:
+    """A type in words: what a value of it may be."""
+    if get_origin(kind) is Literal:
+        choices = [str(choice) for choice in get_args(kind)]
+        return choices[0] if len(choices) == 1 else f"one of {', '.join(choices)}"
+    if get_origin(kind) is tuple:
+        return "[number, number]"
+    if get_args(kind):
+        return " or ".join(possible(part) for part in get_args(kind))
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[kind]
+
+
+def command_line(words: list[str]) -> dict[str, Any]:
+    """["--train.lr", "1e-3", "--seed=1"] -> {"train.lr": 0.001, "seed": 1}, values read as in a YAML file."""
+    found: dict[str, Any] = {}
+    words = list(words)
+    while words:
+        word, has_value, text = words.pop(0).partition("=")
+        if not word.startswith("--"):
+            raise UserError(f"{word!r} is not an option: options read --group.key value")
+        key = known(word[2:], "the command line")
+        if not has_value:
+            if not words or words[0].startswith("--"):
+                raise UserError(f"{word} needs a value: {possible(leaves()[key][0])}")
+            text = words.pop(0)
+        if key in found:
+            raise UserError(f"{word} is given twice")
+        found[key] = text if leaves()[key][0] is str else parse_yaml(text, word)
+    return found
+
+
+def read_yaml(path: Path) -> dict:
+    """A YAML file of at most 1 MB as a mapping, {} for an empty one. UserError otherwise, one line."""
+    try:
+        if path.stat().st_size > 1_000_000:
+            raise UserError(f"{path} has more than 1 MB: that is no configuration")
+        content = parse_yaml(path.read_text(), str(path))
+    except FileNotFoundError:
+        near = [str(p) for p in sorted(Path("configs").rglob("*.yaml"))]
+        raise UserError(f"no such file: {path}{nearest(str(path), near)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or 'it is not text'}") from None
+    if not isinstance(content, dict | None):
+        raise UserError(f"{path} must hold `key: value` lines, not {type(content).__name__}")
+    return content or {}
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """YAML without what would change a configuration unseen: tags, aliases, a key twice, numbers with a leading 0."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def compose_node(self, parent, index):
+            if self.check_event(yaml.AliasEvent):
+                raise UserError(f"{where}, line {self.peek_event().start_mark.line + 1}: aliases are not allowed")
+            return super().compose_node(parent, index)
+
+        def construct_mapping(self, node, deep=False):
+            keys = [key.value for key, _ in node.value]
+            twice = next((key for key in keys if keys.count(key) > 1), None)
+            if twice is not None:
+                raise UserError(f"{where}, line {node.start_mark.line + 1}: the key {twice!r} stands there twice")
+            return super().construct_mapping(node, deep)
+
+        def construct_yaml_int(self, node):
+            if re.fullmatch(r"[-+]?0\d+", node.value):
+                raise UserError(f"{where}: {node.value} would be read as octal; write it without the leading 0")
+            return super().construct_yaml_int(node)
+
+    Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
+    try:
+        return yaml.load(text, Loader)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = getattr(error, "problem", None) or error
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UserError(one_line(f"{where}{line}: not YAML of a configuration: {reason}")) from None
+
+
+def nested_keys(content: dict, where: str, prefix: str = "") -> dict[str, Any]:
+    """{"train": {"lr": 1}} -> {"train.lr": 1}; UserError at a key that the schema lacks."""
+    groups = {key.rsplit(".", i)[0] for key in leaves() for i in range(1, key.count(".") + 1)}
+    found: dict[str, Any] = {}
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        if name in groups:
+            if not isinstance(value, dict):
+                raise UserError(f"{where}: {name} is a group of keys, not {value!r}")
+            found |= nested_keys(value, where, f"{name}.")
+        else:
+            found[known(name, where)] = value
+    return found
+
+
+def known(key: str, where: str) -> str:
+    """The key itself, or UserError with the nearest one."""
+    if key not in leaves():
+        raise UserError(f"unknown key {key!r} in {where}{nearest(key, list(leaves()))}")
+    return key
+
+
+def nearest(word: str, words: list[str]) -> str:
+    """'; did you mean ...?' where one of the words is near, else ''."""
+    near = difflib.get_close_matches(word, words, 1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def one_line(message: str, width: int = 180) -> str:
+    """A library's message on one line of at most `width` characters."""
+    text = " ".join(message.split())
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def dump(config: Config) -> str:
+    """The configuration as YAML that `read` reads back to the same."""
+    import yaml
+
+    def plain(value: Any) -> Any:
+        if is_dataclass(value):
+            return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+        return list(value) if isinstance(value, tuple) else value
+
+    return yaml.safe_dump(plain(config), sort_keys=False)
+
+
+def saved(folder: Path) -> Config:
+    """The configuration of the run in a folder; UserError where there is none."""
+    path = folder / "config.yaml"
+    if not path.exists():
+        raise UserError(f"{folder} is not the folder of a run: it has no config.yaml")
+    return read(["--config", str(path)], path)[0]
+
+
+def prepare(config: Config, folder: Path) -> None:
+    """Make the run folder with its resolved configuration; UserError where it holds another run."""
+    changed = differences(saved(folder), config) if (folder / "config.yaml").exists() else []
+    if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise UserError(
+            f"{folder} holds a run with another configuration ({'; '.join(changed[:3])}{more}): "
+            "give another --run.dir, or delete it"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(dump(config))
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """The keys in which two runs differ as 'key: old -> new'; where they are kept and run does not count."""
+    a, b = flat(old), flat(new)
+    return [f"{key}: {a[key]} -> {b[key]}" for key in a if a[key] != b[key] and key not in ELSEWHERE]

@@ -1,0 +1,121 @@
+"""Evaluate runs from their folders alone: python evaluate.py RUN [RUN ...] [--probes linear] [--data.root DIR]
+
+Prints a table for each, beside a random encoder and raw pixels, and saves it as RUN/evaluation.json.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from dim import build, checkpoint
+from dim.config import Config, UserError
+from dim.data import Dataset
+from dim.evals import linear
+from dim.evals.features import LAYERS, features, raw_pixels, set_statistics
+from dim.reading import refuse, saved
+
+
+def evaluate(folder: Path, names: list[str], root: str | None) -> None:
+    """Every named evaluator on the run in a folder."""
+    config = saved(folder)
+    if root is not None:
+        config = replace(config, data=replace(config.data, root=root))
+    state = checkpoint.load(folder / "checkpoint.pt")
+    data = build.dataset(config)
+    results = {"run": config_facts(config, data, state)}
+    for name in names:
+        results[name] = build.EVALUATORS[name](subjects(config, data, state), data, config.data.split_seed)
+        print(table(results[name]), headline(results[name]), sep="\n")
+    path = folder / "evaluation.json"
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    print(f"saved as {path}")
+
+
+def config_facts(config: Config, data: Dataset, state: dict) -> dict:
+    """What the numbers belong to."""
+    return {
+        "data": data.name,
+        "data_sha256": data.fingerprint,
+        "seed": config.seed,
+        "steps": state["step"],
+        "encoder": config.encoder.name,
+        "versions": state["versions"],
+    }
+
+
+def subjects(config: Config, data: Dataset, state: dict) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """What is probed, one at a time since maps are large: (name, training features, test features).
+
+    Raw pixels; the encoder as it was before training, same seed and architecture, BatchNorm statistics set on the training
+    images; the trained encoder.
+    """
+    train, test = data.train.images, data.test.images
+    pixels = raw_pixels(data, train), raw_pixels(data, test)
+    if linear.PROTOCOLS.get(data.name, linear.Protocol()).unscaled:
+        yield linear.UNSCALED, *pixels
+    yield "raw pixels", *pixels
+    random = set_statistics(build.encoder(config, train.shape[1]), data, train)
+    trained = build.encoder(config, train.shape[1])
+    trained.load_state_dict(state["encoder"])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for name, encoder in (("random", random), ("trained", trained)):
+        encoder = encoder.to(device).to(memory_format=torch.channels_last)
+        found = features(encoder, data, train), features(encoder, data, test)
+        for layer in LAYERS:
+            yield f"{name} {layer}", found[0].pop(layer), found[1].pop(layer)
+
+
+def table(result: dict) -> str:
+    """A result as text: accuracy in per cent, a row for each kind of features, a column for each number of labels."""
+    columns = result["labels"]
+    titles = [f"{column} labels" if column == "all" else f"{column} a class" for column in columns]
+    lines = [result["protocol"], "", " " * 22 + "".join(f"{title:>14}" for title in titles)]
+    for name, row in result["rows"].items():
+        cells = []
+        for column in columns:
+            cell = row[column]
+            spread = "" if cell["sd"] is None else f" +- {100 * cell['sd']:.1f}"
+            cells.append(f"{100 * cell['accuracy']:.1f}{spread}" + ("" if cell["converged"] else "*"))
+        lines.append(f"{name:<22}" + "".join(f"{cell:>14}" for cell in cells))
+    if any("*" in line for line in lines[3:]):
+        lines.append(f"* not converged: a gradient component above {linear.TOLERANCE:g}")
+    return "\n".join(lines)
+
+
+def headline(result: dict) -> str:
+    """Trained fc against the best random layer and the best raw row, in one column, whoever wins."""
+    column = "10" if "10" in result["labels"] else "all"
+    score = {name: row[column]["accuracy"] for name, row in result["rows"].items()}
+    rivals = [max((n for n in score if n.startswith(kind)), key=score.__getitem__) for kind in ("random", "raw")]
+    trained = 100 * score["trained fc"]
+    parts = [f"{name} {100 * score[name]:.1f} ({trained - 100 * score[name]:+.1f})" for name in rivals]
+    verdict = "ahead of both" if trained > 100 * max(score[name] for name in rivals) else "not ahead of both"
+    labels = "all labels" if column == "all" else f"{column} labels a class"
+    return f"\nfc after training, {labels}: {trained:.1f}, against {' and '.join(parts)}: {verdict}"
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="evaluate.py", description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("--probes", nargs="+", choices=list(build.EVALUATORS), default=["linear"], help="evaluators")
+    parser.add_argument("--data.root", dest="root", help="where the data set is now, if not where the run found it")
+    parser.error = refuse  # type: ignore
+    try:
+        chosen = parser.parse_args(argv)
+        for folder in tqdm(chosen.runs, disable=len(chosen.runs) == 1 or None, unit="run"):
+            evaluate(folder, chosen.probes, chosen.root)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

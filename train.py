@@ -1,0 +1,201 @@
+"""Train an encoder by Deep InfoMax: python train.py [--config FILE] [--group.key value ...] [--dry-run]
+
+Without --config the embedded default, configs/digits.yaml. The same command continues an unfinished run.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from dim import build, checkpoint, metrics, randomness
+from dim.config import Config, UserError
+from dim.data import Dataset
+from dim.evals.linear import quick_probe
+from dim.guard import Guard
+from dim.reading import prepare, read
+from dim.summary import summary
+from dim.views import draw_table
+
+HERE = Path(__file__).resolve().parent
+
+
+class DivergedError(RuntimeError):
+    """Training met a number that is not finite. Exit code 3."""
+
+
+def train(config: Config, data: Dataset, folder: Path, dry_run: bool = False) -> None:
+    """One run, from its first step or from its last checkpoint to the end."""
+    # what is trained
+    device = choose_device(config)
+    channels = data.train.images.shape[1]
+    encoder = build.encoder(config, channels)
+    objective, terms = build.objective(config, encoder, channels)
+    encoder, objective = encoder.to(device).to(memory_format=torch.channels_last), objective.to(device)
+    view, schedule, views = build.views(config), build.schedule(config), config.views.number
+    c = config.train
+    epoch_steps = len(data.train) // c.batch_size
+    steps = c.epochs * epoch_steps
+    print(summary(config, data, encoder, objective, terms, device, steps))
+    for term in terms:
+        if term.warning:
+            warn(term.warning)
+    if dry_run:
+        return
+
+    # who updates it: one optimizer for encoder and critics, one for the prior's adversary
+    critics = [p for name, p in objective.named_parameters() if not name.startswith("prior.")]
+    optimizer = torch.optim.Adam([*encoder.parameters(), *critics], c.lr, c.betas, fused=True)
+    optimizers = {"optimizer": (optimizer, c.lr)}
+    if objective.prior is not None:
+        prior_lr = config.objective.prior.lr
+        adversary = torch.optim.Adam(objective.prior.parameters(), prior_lr, c.betas, fused=True)
+        optimizers["prior_optimizer"] = (adversary, prior_lr)
+
+    # where it stands
+    modules = {"encoder": encoder, "objective": objective}
+    start, sums, log_length = 0, {}, 0
+    if (folder / "checkpoint.pt").exists():
+        state = checkpoint.load(folder / "checkpoint.pt")
+        start, sums, log_length = state["step"], state["sums"], state["log_length"]
+        for name, module in modules.items():
+            module.load_state_dict(state[name])
+        for name, (opt, _) in optimizers.items():
+            opt.load_state_dict(state[name])
+        sums = {name: value.to(device) for name, value in sums.items()}
+        if start == steps:
+            print(f"{folder} is finished: {steps} steps. Evaluate it with: python evaluate.py {folder}")
+            return
+        print(f"{folder} continues at step {start} of {steps}")
+    log = metrics.JsonLines(folder / "metrics.jsonl", log_length)
+    guard = Guard(device)
+    images = data.train.images.to(device)
+    warned = False
+
+    def save(step: int) -> None:
+        state = {name: part.state_dict() for name, part in modules.items()}
+        state |= {name: opt.state_dict() for name, (opt, _) in optimizers.items()}
+        versions = {"torch": str(torch.__version__), "device": str(device), "threads": torch.get_num_threads()}
+        checkpoint.save(
+            folder / "checkpoint.pt",
+            {**state, "step": step, "sums": sums, "log_length": log.length, "versions": versions},
+        )
+
+    clock, clock_step = time.perf_counter(), start
+    bar = tqdm(range(start, steps), initial=start, total=steps, disable=None, unit="step", dynamic_ncols=True)
+    for step in bar:
+        epoch, place = divmod(step, epoch_steps)
+        if place == 0 or step == start:
+            order = randomness.order(config.seed, epoch, len(images)).to(device)
+            draws = draw_table(config.seed, epoch, len(images), views, view.draws).to(device)
+
+        # images -> views
+        index = order[place * c.batch_size : (place + 1) * c.batch_size]
+        originals = data.floats(images[index], torch.float64 if config.precision == "float64" else torch.float32)
+        pictures = torch.cat([view(originals, draws[index, v]) for v in range(views)])
+        pictures = pictures.contiguous(memory_format=torch.channels_last)
+
+        # views -> maps and codes -> scores -> estimates -> the two losses
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            codes = encoder(pictures)
+            losses = objective(codes, index, config.seed, step, views)
+
+        # each loss to its owner: one backward pass, since no gradient crosses
+        for opt, lr in optimizers.values():
+            opt.zero_grad()
+            opt.param_groups[0]["lr"] = lr * schedule(step, steps)
+        (losses.encoder if losses.discriminator is None else losses.encoder + losses.discriminator).backward()
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        watched = {**losses.parts, "loss": losses.encoder, "gradient_norm": norm}
+        guard.watch(step, watched)
+        for opt, _ in optimizers.values():
+            guard.withhold(opt)
+            opt.step()
+
+        # what happened: summed on the device, read when it is written down
+        watched |= {"steps": torch.ones_like(norm)}
+        sums = {name: value.detach() + sums.get(name, 0) for name, value in watched.items()}
+        done = step + 1
+        epoch_ends = done % epoch_steps == 0
+        logs = done % config.run.log_every == 0 or done == steps
+        saves = done % config.run.save_every == 0 or done == steps
+        probes = config.run.probe_every and epoch_ends and (epoch + 1) % config.run.probe_every == 0
+        if logs or saves or probes or device.type == "cpu":
+            stop_if_bad(guard, folder)
+        if logs or probes:
+            seconds = time.perf_counter() - clock
+            row = {"step": done, "epoch": round(done / epoch_steps, 4)}
+            row |= metrics.means(sums, terms) | metrics.code_statistics(codes.y[: c.batch_size])
+            row |= {"learning_rate": optimizer.param_groups[0]["lr"]}
+            row |= {"images_per_second": (done - clock_step) * c.batch_size / seconds}
+            if probes:
+                row |= quick_probe(encoder, data, config.data.split_seed)
+            log.write(row)
+            bar.set_description(f"epoch {epoch + 1}/{c.epochs}")
+            bar.set_postfix_str(metrics.bar_text(row, terms))
+            if row["code/effective_rank"] < 2 and not warned:
+                warned = True
+                warn(
+                    f"step {done}: the code collapses, effective rank {row['code/effective_rank']:.1f} of "
+                    f"{codes.y.shape[1]}; lower objective.prior.lr or objective.prior.weight, or train.lr"
+                )
+            sums, clock, clock_step = {}, time.perf_counter(), done
+        if saves:
+            save(done)
+    print(f"{folder}: {steps} steps done. Evaluate it with: python evaluate.py {folder}")
+
+
+def choose_device(config: Config) -> torch.device:
+    """The configured device; UserError where this machine lacks it."""
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    name = config.device if config.device != "auto" else "cuda" if available["cuda"] else "cpu"
+    if not available[name]:
+        have = ", ".join(key for key, there in available.items() if there)
+        raise UserError(f"device {name} is not available to this torch; available: {have}, or auto")
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
+        torch.use_deterministic_algorithms(True)
+    return torch.device(name)
+
+
+def stop_if_bad(guard: Guard, folder: Path) -> None:
+    """Raise DivergedError at the first non-finite number; the last checkpoint is from before it."""
+    if verdict := guard.verdict():
+        kept = folder / "checkpoint.pt"
+        raise DivergedError(
+            f"{verdict}; no update was made from there on; last good state: {kept if kept.exists() else 'none'}"
+        )
+
+
+def warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def main(argv: list[str]) -> int:
+    try:
+        torch.set_flush_denormal(True)  # tiny softmax gradients would run at half speed
+        flags = {"dry-run": "print shapes, sizes and negatives, then stop"}
+        config, chosen = read(argv, HERE / "configs" / "digits.yaml", flags)
+        folder = Path(config.run.dir or Path("runs") / chosen.config.stem)
+        data = build.dataset(config)
+        if not chosen.dry_run:
+            prepare(config, folder)
+        train(config, data, folder, chosen.dry_run)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except DivergedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    except KeyboardInterrupt:
+        print("stopped; the same command continues from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
