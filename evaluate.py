@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from dim import build, checkpoint
@@ -31,7 +31,8 @@ def evaluate(folder: Path, names: list[str], root: str | None) -> None:
     data = build.dataset(config)
     results = {"run": config_facts(config, data, state)}
     for name in names:
-        results[name] = build.EVALUATORS[name](subjects(config, data, state), data, config.data.split_seed)
+        rows = tqdm(subjects(config, data, state), desc=f"{folder.name}: {name}", unit="row", disable=None)
+        results[name] = build.EVALUATORS[name](rows, data, config.data.split_seed)
         print(table(results[name]), headline(results[name]), sep="\n")
     path = folder / "evaluation.json"
     path.write_text(json.dumps(results, indent=1) + "\n")
@@ -50,23 +51,22 @@ def config_facts(config: Config, data: Dataset, state: dict) -> dict:
     }
 
 
-def subjects(config: Config, data: Dataset, state: dict) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+def subjects(config: Config, data: Dataset, state: dict) -> Iterator[tuple[str, Tensor, Tensor]]:
     """What is probed, one at a time since maps are large: (name, training features, test features).
 
     Raw pixels; the encoder as it was before training, same seed and architecture, BatchNorm statistics set on the training
     images; the trained encoder.
     """
-    train, test = data.train.images, data.test.images
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    train, test = data.train.images.to(device), data.test.images.to(device)
     pixels = raw_pixels(data, train), raw_pixels(data, test)
     if linear.PROTOCOLS.get(data.name, linear.Protocol()).unscaled:
         yield linear.UNSCALED, *pixels
     yield "raw pixels", *pixels
-    random = set_statistics(build.encoder(config, train.shape[1]), data, train)
-    trained = build.encoder(config, train.shape[1])
+    random, trained = (build.encoder(config, train.shape[1]).to(device).to(memory_format=torch.channels_last) for _ in range(2))
+    set_statistics(random, data, train)
     trained.load_state_dict(state["encoder"])
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     for name, encoder in (("random", random), ("trained", trained)):
-        encoder = encoder.to(device).to(memory_format=torch.channels_last)
         found = features(encoder, data, train), features(encoder, data, test)
         for layer in LAYERS:
             yield f"{name} {layer}", found[0].pop(layer), found[1].pop(layer)
@@ -109,7 +109,7 @@ def main(argv: list[str]) -> int:
     parser.error = refuse  # type: ignore
     try:
         chosen = parser.parse_args(argv)
-        for folder in tqdm(chosen.runs, disable=len(chosen.runs) == 1 or None, unit="run"):
+        for folder in chosen.runs:
             evaluate(folder, chosen.probes, chosen.root)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -45,6 +45,7 @@ def train(config: Config, data: Dataset, folder: Path, dry_run: bool = False) ->
             warn(term.warning)
     if dry_run:
         return
+    prepare(config, folder)
 
     # who updates it: one optimizer for encoder and critics, one for the prior's adversary
     critics = [p for name, p in objective.named_parameters() if not name.startswith("prior.")]
@@ -182,8 +183,6 @@ def main(argv: list[str]) -> int:
         config, chosen = read(argv, HERE / "configs" / "digits.yaml", flags)
         folder = Path(config.run.dir or Path("runs") / chosen.config.stem)
         data = build.dataset(config)
-        if not chosen.dry_run:
-            prepare(config, folder)
         train(config, data, folder, chosen.dry_run)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

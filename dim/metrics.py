@@ -11,24 +11,25 @@ from dim.estimators import raised
 
 
 class JsonLines:
-    """A file of one JSON object a line; `length` in bytes goes into the checkpoint, and a resumed run cuts back to it."""
+    """A file of one JSON object a line; its length in bytes goes into the checkpoint, and a resumed run cuts back to it."""
 
     def __init__(self, path: Path, length: int = 0):
-        self.file = open(path, "ab")  # noqa: SIM115, closed with the run
-        self.file.truncate(length)
+        self.path = path
+        with open(path, "ab") as file:
+            file.truncate(length)
 
     @property
     def length(self) -> int:
-        """Bytes written, all of them on the disk when this returns."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        return self.file.seek(0, os.SEEK_END)
+        """Bytes written so far."""
+        return self.path.stat().st_size
 
     def write(self, row: dict) -> None:
         """One row; floats keep six significant digits."""
         rounded = {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in row.items()}
-        self.file.write(json.dumps(rounded).encode() + b"\n")
-        self.file.flush()
+        with open(self.path, "ab") as file:
+            file.write(json.dumps(rounded).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def means(sums: dict[str, Tensor], terms: list) -> dict:

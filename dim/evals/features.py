@@ -1,6 +1,5 @@
-"""Features: what a frozen encoder makes of images, as arrays for probes."""
+"""Features: what a frozen encoder makes of images, for probes."""
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,17 +10,20 @@ LAYERS = ("conv", "fc", "y")
 
 
 @torch.no_grad()
-def features(encoder: Encoder, data: Dataset, images: Tensor, batch: int = 500) -> dict[str, np.ndarray]:
-    """uint8 images [n, C, H, W] -> {"conv": [n, C' H' W'], "fc": [n, D], "y": [n, d]}, float32, encoder in eval mode."""
+def features(encoder: Encoder, data: Dataset, images: Tensor, batch: int = 500) -> dict[str, Tensor]:
+    """uint8 images [n, C, H, W] -> {"conv": [n, C' H' W'], "fc": [n, D], "y": [n, d]}, float32, where the encoder is.
+
+    The encoder is in eval mode meanwhile.
+    """
     parts: dict[str, list[Tensor]] = {layer: [] for layer in LAYERS}
     was_training = encoder.training
     encoder.eval()
     for chunk in images.split(batch):
         codes = encoder(pictures(encoder, data, chunk))
         for layer in LAYERS:
-            parts[layer].append(getattr(codes, layer).flatten(1).float().cpu())
+            parts[layer].append(getattr(codes, layer).flatten(1).float())
     encoder.train(was_training)
-    return {layer: torch.cat(chunks).numpy() for layer, chunks in parts.items()}
+    return {layer: torch.cat(chunks) for layer, chunks in parts.items()}
 
 
 @torch.no_grad()
@@ -48,6 +50,6 @@ def pictures(encoder: Encoder, data: Dataset, images: Tensor) -> Tensor:
     return data.floats(images.to(weight.device), weight.dtype).contiguous(memory_format=torch.channels_last)
 
 
-def raw_pixels(data: Dataset, images: Tensor) -> np.ndarray:
+def raw_pixels(data: Dataset, images: Tensor) -> Tensor:
     """uint8 images -> their pixels as the encoder sees them [n, C H W], float32."""
-    return data.floats(images.cpu()).flatten(1).numpy()
+    return data.floats(images).flatten(1)

@@ -1,0 +1,56 @@
+"""Shared by all tests: a small run from the command line, in a process of its own where the process matters."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+TINY = {  # three steps on the digits
+    "--train.epochs": "1",
+    "--train.batch_size": "419",
+    "--views.number": "1",
+    "--objective.local.units": "8",
+    "--objective.local.negatives": "shifted",
+    "--objective.local.k": "2",
+    "--run.log_every": "1",
+    "--run.probe_every": "0",
+}
+
+
+def tiny(folder: Path, *words: str) -> list[str]:
+    """The command line of a tiny run in a folder, with these words over it."""
+    given = dict(zip(words[::2], words[1::2], strict=False))
+    pairs = {"--config": str(ROOT / "configs" / "digits.yaml"), "--run.dir": str(folder)} | TINY | given
+    return [word for pair in pairs.items() for word in pair] + list(words[len(words) // 2 * 2 :])
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """One thread: the same bits on any machine, and no quarrel between parallel tests."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def command(tmp_path):
+    """Run a script of the project in a folder of its own; returns the finished process with its text."""
+
+    def run(*words: str, cwd: Path = tmp_path, **environment: str) -> subprocess.CompletedProcess:
+        script = [sys.executable, str(ROOT / words[0]), *map(str, words[1:])]
+        env = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+        return subprocess.run(script, cwd=cwd, env=env, capture_output=True, text=True, timeout=600)
+
+    return run
+
+
+@pytest.fixture
+def real_cifar10() -> Path:
+    """The folder of the real CIFAR-10, named by DIM_DATA (for slow tests)."""
+    if "DIM_DATA" not in os.environ:
+        pytest.skip("set DIM_DATA to the folder that holds cifar-10-batches-py")
+    return Path(os.environ["DIM_DATA"])

@@ -1,0 +1,198 @@
+"""Configuration: what is read, what is refused, and in which words."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dim.build import CRITICS, DATASETS, ESTIMATORS, NEGATIVES, SCHEDULES, VIEWS
+from dim.config import Config, UserError, built, check, flat, leaves
+from dim.encoders import ARCHITECTURES
+from dim.norms import NORMS
+from dim.reading import differences, dump, prepare, read, saved
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+
+
+def parsed(tmp_path, text: str, *words: str) -> Config:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    return read(list(words), path)[0]
+
+
+@pytest.mark.parametrize(
+    ("key", "names"),
+    [
+        ("encoder.name", ARCHITECTURES),
+        ("data.name", DATASETS),
+        ("views.kind", VIEWS),
+        ("norm", NORMS),
+        ("train.schedule", SCHEDULES),
+        ("objective.local.estimator", ESTIMATORS),
+        ("objective.local.critic", CRITICS),
+        ("objective.local.negatives", NEGATIVES),
+    ],
+)
+def test_every_name_of_a_factor_can_be_configured(key, names):
+    assert set(get_args(leaves()[key][0])) == set(names)
+
+
+def test_every_key_has_one_line_of_help():
+    for key, (_, field) in leaves().items():
+        assert field.metadata["help"], key
+        assert "\n" not in field.metadata["help"], key
+
+
+def test_flat_and_built_are_inverse():
+    assert built(flat(Config())) == Config()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_is_read_back_the_same(path, tmp_path):
+    config, _ = read([], path)
+    (tmp_path / "again.yaml").write_text(dump(config))
+    assert read([], tmp_path / "again.yaml")[0] == config
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_says_command_and_result(path):
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert any(line.startswith("# Command:") for line in header)
+    assert any("easured" in line for line in header)
+
+
+@given(
+    seed=st.integers(0, 2**40),
+    lr=st.floats(1e-8, 1e3, allow_nan=False),
+    betas=st.tuples(st.floats(0, 0.999), st.floats(0, 0.999)),
+    root=st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), max_size=20),
+    scale=st.one_of(st.floats(1e-6, 1e6), st.just("1/sqrt(units)")),
+)
+@settings(max_examples=60, deadline=None)
+def test_generated_configurations_round_trip(tmp_path_factory, seed, lr, betas, root, scale):
+    config = built(
+        flat(Config()) | {"seed": seed, "train.lr": lr, "train.betas": betas, "data.root": root, "objective.local.scale": scale}
+    )
+    path = tmp_path_factory.mktemp("round") / "c.yaml"
+    path.write_text(dump(config))
+    assert read([], path)[0] == config
+
+
+def test_command_line_stands_over_the_file(tmp_path):
+    config = parsed(tmp_path, "train: {lr: 1e-3, epochs: 5}", "--train.lr=2e-3", "--objective.local.symmetric", "true")
+    assert (config.train.lr, config.train.epochs, config.objective.local.symmetric) == (2e-3, 5, True)
+
+
+MISTAKES = [  # file, command line, the message
+    ("train: {epochz: 3}", [], r"unknown key 'train.epochz' in .*c.yaml; did you mean train.epochs\?"),
+    ("", ["--train.epoch", "3"], r"unknown key 'train.epoch' in the command line; did you mean train.epochs\?"),
+    ("", ["--train", "{lr: 1}"], "unknown key 'train'"),
+    ("train: {epochs: 3, epochs: 4}", [], "line 1: the key 'epochs' stands there twice"),
+    ("", ["--seed", "1", "--seed", "2"], "--seed is given twice"),
+    ("", ["--seed"], "--seed needs a value: a whole number"),
+    ("", ["--seed", "--norm", "none"], "--seed needs a value"),
+    ("", ["seed"], "'seed' is not an option"),
+    ("train: {epochs: 1.5}", [], "train.epochs is 1.5: it must be a whole number"),
+    ("seed: null", [], "seed is None: it must be a whole number"),
+    ("seed: 010", [], "010 would be read as octal"),
+    ("train: {lr: true}", [], "train.lr is True: it must be a number"),
+    ("train: {lr: .nan}", [], "train.lr is nan: it must be finite"),
+    ("train: {lr: .inf}", [], "train.lr is inf: it must be finite"),
+    ("train: {lr: 0}", [], "train.lr is 0.0: it must be above 0"),
+    ("train: {batch_size: 1}", [], "train.batch_size is 1: it must be at least 2"),
+    ("train: {betas: [0.9]}", [], r"train.betas is \[0.9\]: it must be \[number, number\]"),
+    ("train: {betas: [0.9, 1.0]}", [], "both must be below 1"),
+    ("views: {rotation: 181}", [], "views.rotation is 181.0: it must be at most 180"),
+    ("data: {root: no}", [], "data.root is False: it must be a text"),
+    ("data: {name: cifar}", [], r"one of digits, cifar10; did you mean cifar10\?"),
+    ("objective: {local: {scale: big}}", [], r"it must be a number or 1/sqrt\(units\)"),
+    ("train: 3", [], "train is a group of keys, not 3"),
+    ("- 3", [], "must hold `key: value` lines, not list"),
+    ("a: &x 3\nb: *x", [], "line 2: aliases are not allowed"),
+    ("seed: !!python/object/apply:os.getpid []", [], "line 1: not YAML of a configuration: could not determine a constructor"),
+    ("device: {class_path: os.system}", [], "it must be one of auto, cpu, cuda, mps"),
+    ("train: {class_path: os.system}", [], "unknown key 'train.class_path'"),
+    ("{[}", [], "not YAML of a configuration"),
+    ("? {a: 1}\n: 2", [], "not YAML of a configuration"),
+    ("[" * 5000, [], "not YAML of a configuration"),
+    ("views: {number: 2}", [], "set views.kind affine or number 1"),
+    ("", ["--objective.local.k", "3"], "set it to sampled or shifted, or k to 0"),
+    ("", ["--objective.local.negatives", "sampled"], "needs objective.local.k of at least 1"),
+    ("", ["--objective.local.negatives", "shifted", "--objective.local.k", "128"], "a batch of 128 has 127 shifts"),
+    ("", ["--objective.local.critic", "concat", "--objective.local.scale", "2"], "only the dot critic has a scale"),
+    ("", ["--objective.local.weight", "0"], "both 0: nothing to train"),
+    ("", ["--precision", "float64", "--device", "mps"], "choose float32 or device cpu"),
+    ("", ["--config", "configs/digit.yaml"], "no such file: configs/digit.yaml"),
+    ("", ["--config"], "argument --config: expected one argument"),
+]
+
+
+@pytest.mark.parametrize(("text", "words", "message"), MISTAKES)
+def test_a_mistake_gives_one_short_line(text, words, message, tmp_path):
+    with pytest.raises(UserError, match=message) as caught:
+        parsed(tmp_path, text, *words)
+    line = str(caught.value).replace(str(tmp_path), "")
+    assert "\n" not in line
+    assert len(line) < 250
+
+
+@given(
+    st.dictionaries(st.text(max_size=8), st.recursive(st.integers() | st.text(max_size=5) | st.none(), st.lists), max_size=3)
+)
+@settings(max_examples=100, deadline=None)
+def test_whatever_stands_in_a_file_it_is_a_configuration_or_one_line(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("any") / "c.yaml"
+    path.write_text(yaml.safe_dump(content))
+    try:
+        read([], path)
+    except UserError as error:
+        assert "\n" not in str(error)
+
+
+def test_a_file_of_more_than_1_mb_is_refused(tmp_path):
+    with pytest.raises(UserError, match="more than 1 MB"):
+        parsed(tmp_path, "#" * 1_000_001)
+
+
+def test_a_typo_within_two_letters_is_put_right():
+    wrong = [(key, key[:-1]) for key in leaves()] + [(key, key + "s") for key in leaves()]
+    right = 0
+    for key, typo in wrong:
+        try:
+            read([f"--{typo}", "1"], ROOT / "configs" / "digits.yaml")
+        except UserError as error:
+            right += f"did you mean {key}?" in str(error)
+    assert right >= 0.95 * len(wrong)
+
+
+def test_check_refuses_every_limit_of_the_schema():
+    limited = 0
+    for key, (_, field) in leaves().items():
+        low, above, high = (field.metadata[name] for name in ("at_least", "above", "at_most"))
+        bad = [None if low is None else low - 1, above, None if high is None else high + 1]
+        for value in filter(lambda value: value is not None, bad):
+            limited += 1
+            value = (value, value) if key == "train.betas" else value
+            with pytest.raises(UserError, match=re.escape(f"{key} is ")):
+                check(built(flat(Config()) | {key: value}))
+    assert limited > 20
+
+
+def test_a_folder_with_another_configuration_is_refused(tmp_path):
+    prepare(Config(), tmp_path / "run")
+    prepare(replace(Config(), device="cpu"), tmp_path / "run")  # where it runs does not count
+    other = built(flat(Config()) | {"seed": 1, "norm": "none", "train.lr": 0.5, "train.epochs": 7})
+    with pytest.raises(UserError, match=r"seed: 0 -> 1; norm: batch -> none; train.epochs: 30 -> 7 and 1 more.*--run.dir"):
+        prepare(other, tmp_path / "run")
+    assert differences(saved(tmp_path / "run"), Config()) == []
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match="is not the folder of a run"):
+        saved(tmp_path)

@@ -1,0 +1,315 @@
+"""The loop: what a run leaves behind, exact repetition and continuation, non-finite numbers, messages."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, tiny
+
+import train
+from dim import build, checkpoint
+from dim.config import Config, UserError, built, flat
+from dim.data import Dataset, Split
+from dim.encoders import ARCHITECTURES
+from dim.guard import Guard
+from dim.reading import read
+
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+ALL = ("--objective.local.negatives", "all", "--objective.local.k", "0")
+TIMES = ("images_per_second",)
+
+
+def run(folder: Path, *words: str) -> int:
+    return train.main(tiny(folder, *words))
+
+
+def rows(folder: Path) -> list[dict]:
+    """metrics.jsonl without times."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key not in TIMES} for line in lines]
+
+
+def same(a, b) -> bool:
+    """Whether two checkpoints hold the same numbers, to the bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a if key != "log_length")
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def state(folder: Path) -> dict:
+    return checkpoint.load(folder / "checkpoint.pt")
+
+
+def small_images(config: Config, n: int) -> Dataset:
+    """n random images of the size that the configured encoder takes."""
+    channels = 1 if config.data.name == "digits" else 3
+    size = ARCHITECTURES[config.encoder.name].size
+    images = torch.randint(0, 256, (n, channels, size, size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    split = Split(images, torch.arange(n) % 10)
+    return Dataset("made", split, split, 10, 127.5, 1.0)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_trains_two_steps(path, tmp_path, capsys):
+    config, _ = read(["--config", str(path), "--train.batch_size", "6", "--train.epochs", "1", "--run.probe_every", "0"], path)
+    train.train(config, small_images(config, 13), tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.pt", "config.yaml", "metrics.jsonl"]
+    (row,) = rows(tmp_path)
+    assert row["step"] == 2
+    assert all(torch.isfinite(torch.tensor(value)) for value in row.values() if value is not None)
+    assert "2 steps of 6 images" in capsys.readouterr().out
+
+
+def test_a_run_leaves_its_files_and_says_its_numbers(tmp_path, capsys):
+    assert run(tmp_path / "r", "--run.probe_every", "1", "--objective.prior.weight", "0.1", *ALL) == 0
+    assert sorted(p.name for p in (tmp_path / "r").iterdir()) == ["checkpoint.pt", "config.yaml", "metrics.jsonl"]
+    first, _, last = rows(tmp_path / "r")
+    assert (first["step"], last["step"], last["epoch"]) == (1, 3, 1.0)
+    assert (
+        0 < first["local/bound_nats"] < first["local/ceiling_nats"] == pytest.approx(torch.tensor(26753.0).log().item(), 1e-5)
+    )
+    assert first["local/chance_nats"] == 0
+    assert first["local/negatives_per_anchor"] == 418 * 64
+    assert first["prior/discriminator_loss_nats"] == pytest.approx(1.386, abs=0.05)
+    assert first["loss"] == pytest.approx(-first["local/bound_nats"] + 0.1 * first["prior/encoder_loss_nats"], rel=1e-4)
+    assert 1 <= first["code/effective_rank"] <= 64
+    assert 0.1 < last["probe/fc_accuracy"] <= 1
+    assert "probe/fc_accuracy" not in first
+    out = capsys.readouterr().out
+    for said in (
+        "1,257 training images 1 x 8 x 8",
+        "M 8, K 26,752 (all)",
+        "42.8 MiB of scores",
+        "1,232,672 parameters",
+        "float32",
+    ):
+        assert said in out
+
+
+def test_same_seed_same_bits_other_seed_other_bits(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        torch.manual_seed(hash(name) % 100)  # the caller's random state plays no part
+        assert run(tmp_path / name, "--seed", str(seed)) == 0
+    a, b, c = (state(tmp_path / name) for name in "abc")
+    assert same(a, b)
+    assert rows(tmp_path / "a") == rows(tmp_path / "b")
+    assert not same(a["encoder"], c["encoder"])
+
+
+@pytest.mark.parametrize("stop", [1, 2])
+@pytest.mark.parametrize("estimator", ["infonce", "dv"])
+def test_a_stopped_run_continues_to_the_same_bits(tmp_path, monkeypatch, capsys, stop, estimator):
+    words = ["--run.save_every", "1", "--run.log_every", "2", "--objective.local.estimator", estimator]
+    words += ["--objective.prior.weight", "0.1", "--objective.local.negatives", "sampled", "--objective.local.k", "50"]
+    assert run(tmp_path / "whole", *words) == 0
+    save = checkpoint.save
+
+    def stopping(path, content):
+        save(path, content)
+        if content["step"] == stop:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save", stopping)
+    assert run(tmp_path / "stopped", *words) == 130
+    assert "the same command continues" in capsys.readouterr().err
+    monkeypatch.setattr(checkpoint, "save", save)
+    with open(tmp_path / "stopped" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 99}\n')  # written after the save, by a process that then died
+    assert run(tmp_path / "stopped", *words) == 0
+    assert f"continues at step {stop} of 3" in capsys.readouterr().out
+    assert same(state(tmp_path / "whole"), state(tmp_path / "stopped"))
+    assert rows(tmp_path / "whole") == rows(tmp_path / "stopped")
+
+
+def test_a_finished_run_says_so_and_changes_nothing(tmp_path, capsys):
+    assert run(tmp_path / "r") == 0
+    before = {p.name: p.read_bytes() for p in (tmp_path / "r").iterdir()}
+    assert run(tmp_path / "r") == 0
+    assert "is finished: 3 steps" in capsys.readouterr().out
+    assert {p.name: p.read_bytes() for p in (tmp_path / "r").iterdir()} == before
+
+
+def test_the_saved_configuration_reproduces_the_run(tmp_path):
+    assert run(tmp_path / "a", "--views.shear", "0.2") == 0
+    assert train.main(["--config", str(tmp_path / "a" / "config.yaml"), "--run.dir", str(tmp_path / "b")]) == 0
+    assert same(state(tmp_path / "a"), state(tmp_path / "b"))
+
+
+def test_dry_run_writes_nothing(tmp_path, capsys):
+    assert run(tmp_path / "r", *ALL, "--dry-run") == 0
+    assert not (tmp_path / "r").exists()
+    assert "K 26,752" in capsys.readouterr().out
+
+
+def test_the_batches_of_an_epoch_hold_every_image_at_most_once(tmp_path, monkeypatch):
+    seen = []
+    floats = Dataset.floats
+
+    def spy(self, images, dtype=torch.float32):
+        seen.append(len(images))
+        return floats(self, images, dtype)
+
+    monkeypatch.setattr(Dataset, "floats", spy)
+    assert run(tmp_path / "r") == 0
+    assert seen.count(419) == 3  # the summary looks at 2 images, each step at a batch
+
+
+@pytest.mark.parametrize("precision", ["bf16", "float64"])
+def test_other_precisions_train_close_to_float32(tmp_path, precision):
+    assert run(tmp_path / "float32") == 0
+    assert run(tmp_path / precision, "--precision", precision) == 0
+    first, other = rows(tmp_path / "float32")[0], rows(tmp_path / precision)[0]
+    assert other["local/bound_nats"] == pytest.approx(first["local/bound_nats"], abs=0.02 if precision == "bf16" else 1e-3)
+    weights = state(tmp_path / precision)["encoder"]["layers.conv1.0.weight"]
+    assert weights.dtype == (torch.float64 if precision == "float64" else torch.float32)
+
+
+@pytest.mark.parametrize("norm", ["layer", "none"])
+@pytest.mark.parametrize("local", ["conv1", "fc1"])
+def test_controls_and_other_maps_train(tmp_path, norm, local):
+    assert (
+        run(tmp_path / "r", "--norm", norm, "--encoder.local", local, "--train.batch_size", "20", "--run.log_every", "62") == 0
+    )
+    running = [name for name in state(tmp_path / "r")["encoder"] if "running" in name]
+    assert not running
+
+
+def test_bad_numbers_end_a_run_at_once_on_a_cpu_with_exit_code_3(tmp_path, capsys):
+    assert run(tmp_path / "r", "--train.lr", "1e30", "--run.save_every", "1") == 3
+    err = capsys.readouterr().err
+    assert re.search(r"error: step [12]: .*local.*not finite; no update was made.*last good state: .*checkpoint.pt", err)
+    kept = state(tmp_path / "r")
+    assert kept["step"] in (1, 2)
+    for part in ("encoder", "objective"):
+        assert all(torch.isfinite(t).all() for t in kept[part].values())
+
+
+def test_the_guard_withholds_every_update_from_the_first_bad_step_on():
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.Adam([weight], 0.1, fused=True)
+    guard, history = Guard(torch.device("cpu")), []
+    for step, value in enumerate([1.0, 2.0, float("nan"), 1.0, float("inf")]):
+        weight.grad = torch.full((3,), value)
+        guard.watch(step, {"local": torch.tensor(1.0), "gradient_norm": torch.tensor(value)})
+        guard.withhold(optimizer)
+        optimizer.step()
+        history.append(weight[0].item())
+    assert history[0] > history[1] == history[2] == history[3] == history[4]
+    assert guard.verdict() == "step 2: gradient_norm not finite"
+    assert optimizer.state[weight]["step"] == 2
+
+
+def test_the_guard_passes_finite_numbers():
+    guard = Guard(torch.device("cpu"))
+    guard.watch(0, {"loss": torch.tensor(1e30)})
+    assert guard.verdict() is None
+
+
+def test_a_collapsing_code_is_reported_once(tmp_path, capsys):
+    words = ["--encoder.code_size", "1", "--train.batch_size", "20", "--run.log_every", "5"]
+    assert run(tmp_path / "r", *words) == 0
+    err = capsys.readouterr().err
+    assert err.count("warning:") == 1
+    assert "the code collapses, effective rank 1.0 of 1" in err
+
+
+MISTAKES = [
+    (["--train.batch_size", "1258"], "train.batch_size is 1258, but digits has 1257 images"),
+    (["--encoder.name", "basic32x32"], "takes images of 32 x 32, digits has 8 x 8: choose small8x8"),
+    (["--encoder.local", "conv4"], "small8x8 has conv1, conv2, conv3, fc1, or paper"),
+    (
+        ["--objective.local.negatives", "sampled", "--objective.local.k", "26753"],
+        "a batch of 419 with 64 locations a map has 26752",
+    ),
+    (
+        ["--objective.local.estimator", "dv_per_anchor", "--objective.local.negatives", "sampled", "--objective.local.k", "1"],
+        "dv_per_anchor with 1 negative grows without end",
+    ),
+    (["--data.name", "cifar10", "--data.root", "nowhere"], "cifar10 is not in nowhere"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), MISTAKES)
+def test_a_mistake_ends_with_one_line_and_exit_code_2(words, message, tmp_path, capsys):
+    assert run(tmp_path / "r", *words) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert not (tmp_path / "r").exists()
+
+
+def test_few_negatives_for_dv_per_anchor_are_warned_about(tmp_path, capsys):
+    words = [
+        "--objective.local.estimator",
+        "dv_per_anchor",
+        "--objective.local.negatives",
+        "sampled",
+        "--objective.local.k",
+        "255",
+    ]
+    assert run(tmp_path / "r", *words) == 0
+    assert "warning: objective.local: dv_per_anchor with 255 negatives" in capsys.readouterr().err
+
+
+def test_another_configuration_in_the_folder_is_refused_and_nothing_is_lost(tmp_path, capsys):
+    assert run(tmp_path / "r") == 0
+    before = (tmp_path / "r" / "checkpoint.pt").read_bytes()
+    assert run(tmp_path / "r", "--seed", "5") == 2
+    assert "holds a run with another configuration (seed: 0 -> 5)" in capsys.readouterr().err
+    assert (tmp_path / "r" / "checkpoint.pt").read_bytes() == before
+
+
+def test_a_device_that_is_not_there_is_refused(tmp_path, capsys):
+    missing = next(
+        name for name, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())) if not there
+    )
+    assert run(tmp_path / "r", "--device", missing) == 2
+    assert f"device {missing} is not available to this torch; available: cpu" in capsys.readouterr().err
+
+
+def test_checkpoints_are_renamed_into_place_and_damage_is_one_line(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save(path, {"step": 1, "weights": torch.arange(3)})
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
+    assert torch.equal(checkpoint.load(path)["weights"], torch.arange(3))
+
+    class Unsaveable:
+        def __reduce__(self):
+            raise RuntimeError("cannot be written")
+
+    with pytest.raises(RuntimeError):
+        checkpoint.save(path, {"step": 2, "bad": Unsaveable()})
+    assert checkpoint.load(path)["step"] == 1
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(UserError, match=r"checkpoint.pt is damaged or no checkpoint") as caught:
+        checkpoint.load(path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="train the run first"):
+        checkpoint.load(tmp_path / "none.pt")
+
+
+def test_a_checkpoint_runs_no_code(tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "harm",)
+
+    torch.save({"step": Hostile()}, tmp_path / "checkpoint.pt")
+    with pytest.raises(UserError, match="damaged or no checkpoint"):
+        checkpoint.load(tmp_path / "checkpoint.pt")
+    assert not (tmp_path / "harm").exists()
+
+
+def test_first_weights_depend_on_the_seed_alone():
+    one = build.encoder(built(flat(Config()) | {"objective.local.estimator": "jsd", "train.lr": 0.5}), 1)
+    two = build.encoder(Config(), 1)
+    other = build.encoder(replace(Config(), seed=1), 1)
+    assert same(one.state_dict(), two.state_dict())
+    assert not same(one.state_dict(), other.state_dict())
