@@ -109,16 +109,16 @@ def train(config: Config, data: Dataset, folder: Path, dry_run: bool = False) ->
             opt.zero_grad()
             opt.param_groups[0]["lr"] = lr * schedule(step, steps)
         (losses.encoder if losses.discriminator is None else losses.encoder + losses.discriminator).backward()
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        watched = {**losses.parts, "loss": losses.encoder, "gradient_norm": norm}
+        watched = {**losses.parts, "loss": losses.encoder}
+        for name, (opt, _) in optimizers.items():
+            watched[name.replace("optimizer", "gradient_norm")] = gradient_norm(opt)
         guard.watch(step, watched)
         for opt, _ in optimizers.values():
             guard.withhold(opt)
             opt.step()
 
         # what happened: summed on the device, read when it is written down
-        watched |= {"steps": torch.ones_like(norm)}
+        watched["steps"] = torch.ones_like(losses.encoder)
         sums = {name: value.detach() + sums.get(name, 0) for name, value in watched.items()}
         done = step + 1
         epoch_ends = done % epoch_steps == 0
@@ -163,6 +163,13 @@ def choose_device(config: Config) -> torch.device:
     return torch.device(name)
 
 
+def gradient_norm(optimizer: torch.optim.Optimizer) -> torch.Tensor:
+    """The Euclidean norm of all gradients of an optimizer's parameters, a scalar on the device."""
+    return torch.nn.utils.get_total_norm(
+        [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    )
+
+
 def stop_if_bad(guard: Guard, folder: Path) -> None:
     """Raise DivergedError at the first non-finite number; the last checkpoint is from before it."""
     if verdict := guard.verdict():
@@ -173,7 +180,8 @@ def stop_if_bad(guard: Guard, folder: Path) -> None:
 
 
 def warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+    """One line on stderr, above the progress bar where there is one."""
+    tqdm.write(f"warning: {message}", file=sys.stderr)
 
 
 def main(argv: list[str]) -> int:

@@ -66,9 +66,9 @@ class Dot(Critic):
         return self.anchor_head(y), by_rows(self.map_head, m)
 
     def score(self, a: Tensor, b: Tensor) -> Tensor:
-        """a [..., U], b [..., U] -> scale * <a, b> [...], without a product of the size of b."""
+        """a [..., U], b [..., U] -> scale * <a, b> [...]."""
         with torch.autocast(a.device.type, enabled=False):
-            return torch.einsum("...u,...u->...", raised(a) * self.scale, raised(b))
+            return torch.linalg.vecdot(raised(a) * self.scale, raised(b))  # einsum's backward took 5 times as long
 
     def table(self, a: Tensor, b: Tensor) -> Tensor:
         with torch.autocast(a.device.type, enabled=False):

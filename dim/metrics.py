@@ -46,6 +46,8 @@ def means(sums: dict[str, Tensor], terms: list) -> dict:
     for owner in ("encoder", "discriminator"):
         if f"prior_{owner}" in mean:
             row[f"prior/{owner}_loss_nats"] = mean[f"prior_{owner}"]
+    if "prior_gradient_norm" in mean:
+        row["prior/gradient_norm"] = mean["prior_gradient_norm"]
     return row
 
 

@@ -53,12 +53,15 @@ def test_the_probe_is_scikit_learns_logistic_regression(clouds, monkeypatch, pen
     assert probe.weight.T.numpy() == pytest.approx(oracle.coef_, abs=2e-3)
 
 
-def test_a_covariance_of_other_images_changes_the_speed_and_not_the_answer(clouds, monkeypatch):
+def test_covariance_and_start_change_the_speed_and_not_the_answer(clouds, monkeypatch):
     monkeypatch.setattr(linear, "TOLERANCE", 1e-8)
     x, labels = clouds
-    plain = linear.fit(x, labels, 1.0)
-    other = linear.fit(x, labels, 1.0, linear.covariance_of(x[:50] * 3))
+    plain, near = linear.fit(x, labels, 1.0), linear.fit(x, labels, 0.3)
+    other = linear.fit(x, labels, 1.0, linear.covariance_of(x[:50] * 3), near)
     assert torch.allclose(plain.weight, other.weight, atol=1e-5)
+    assert torch.allclose(plain.bias, other.bias, atol=1e-5)
+    monkeypatch.setattr(linear, "MOST_STEPS", 0)  # a start is where it starts
+    assert torch.allclose(linear.fit(x, labels, 1.0, None, plain).weight, plain.weight, atol=1e-9)
 
 
 def test_few_steps_are_enough_for_correlated_features(clouds, monkeypatch):
@@ -142,9 +145,9 @@ def test_evaluate_refits_on_the_whole_training_split(monkeypatch):
     made, sizes = made_data(), []
     fit = linear.fit
 
-    def spy(x, labels, penalty, covariance=None):
+    def spy(x, labels, *others):
         sizes.append(len(x))
-        return fit(x, labels, penalty, covariance)
+        return fit(x, labels, *others)
 
     monkeypatch.setattr(linear, "fit", spy)
     x, x_test = raw_pixels(made, made.train.images), raw_pixels(made, made.test.images)

@@ -145,8 +145,10 @@ def accuracy(probe: Probe, x: Tensor, labels: Tensor) -> float:
     return (probe.predict(x) == labels).float().mean().item()
 
 
-def fit(x: Tensor, labels: Tensor, penalty: float, covariance: Tensor | None = None) -> Probe:
-    """Fit the probe to x [n, D], labels [n] with C = penalty; covariance [D, D] of x or of images like them, if known.
+def fit(x: Tensor, labels: Tensor, penalty: float, covariance: Tensor | None = None, start: Probe | None = None) -> Probe:
+    """Fit the probe to x [n, D], labels [n] with C = penalty.
+
+    covariance [D, D] of x or of images like them and a start near the answer save time and change nothing else.
 
     L-BFGS in coordinates in which the curvature at equal class probabilities, (1 - 1/c)/c * covariance + 1/(C n), is the
     identity: about 10 steps where plain L-BFGS takes hundreds, since features are strongly correlated. With fewer images
@@ -188,16 +190,22 @@ def fit(x: Tensor, labels: Tensor, penalty: float, covariance: Tensor | None = N
         if seen["probe"].gradient <= TOLERANCE / 2:
             raise StopIteration
 
-    zero = torch.zeros((width + 1) * c, dtype=torch.float64).numpy()
+    first = torch.zeros(width + 1, c, dtype=x.dtype, device=x.device)
+    if start is not None:
+        first[:-1] = root.T @ start.weight
+        first[-1] = (start.bias + mean @ start.weight) * curvature**0.5
     options = {"maxiter": MOST_STEPS, "gtol": 0.0, "ftol": 0.0}
-    end = minimize(function, zero, jac=True, method="L-BFGS-B", callback=enough, options=options)
+    end = minimize(
+        function, first.flatten().double().cpu().numpy(), jac=True, method="L-BFGS-B", callback=enough, options=options
+    )
     if not (end.x == seen["point"]).all():  # the last point looked at need not be the best
         function(end.x)
     return seen["probe"]
 
 
 def covariance_of(x: Tensor) -> Tensor:
-    """x [n, D] -> covariance [D, D]."""
+    """x [n, D] -> covariance [D, D], from at most 4 D evenly spaced rows: near enough to precondition a fit."""
+    x = x[:: max(1, len(x) // (4 * x.shape[1]))]
     mean = x.mean(0)
     return (x.T @ x).div_(len(x)).sub_(torch.outer(mean, mean))
 
@@ -214,8 +222,10 @@ def choose(x: Tensor, labels: Tensor, x_validation: Tensor, validation_labels: T
     """C with the best validation accuracy: up the grid until two in a row do not improve on the best."""
     covariance = covariance_of(x) if len(x) >= x.shape[1] else None
     tried: dict[float, float] = {}
+    probe = None
     for penalty in GRID:
-        tried[penalty] = accuracy(fit(x, labels, penalty, covariance), x_validation, validation_labels)
+        probe = fit(x, labels, penalty, covariance, probe)
+        tried[penalty] = accuracy(probe, x_validation, validation_labels)
         best = max(tried, key=tried.__getitem__)
         if list(tried)[-2:].count(best) == 0 and len(tried) > 2:
             break

@@ -1,0 +1,276 @@
+"""Critics against the networks as the paper draws them, and every way of choosing pairs against a loop."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dim.critics import CRITICS, Concat, Dot, ResidualHead
+from dim.norms import NORMS
+
+Y_WIDTH, MAP_WIDTH, UNITS = 3, 5, 8
+MAKERS = {
+    "dot": lambda: Dot(Y_WIDTH, MAP_WIDTH, UNITS, scale=0.7),
+    "concat": lambda: Concat(Y_WIDTH, MAP_WIDTH, UNITS),
+}
+
+each_critic = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+each_norm = pytest.mark.parametrize("kind", NORMS)
+
+
+def shaken(module, seed=0):
+    """In float64, every parameter moved off its first value: gains off 1, biases off 0."""
+    draws = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in module.double().parameters():
+            weight += 0.3 * torch.randn(weight.shape, generator=draws, dtype=torch.float64)
+    return module
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).requires_grad_()
+
+
+def assert_same_scores(one, other, sources):
+    """Equal values, and equal gradients of a random mixture of the scores for every source."""
+    torch.testing.assert_close(one, other)
+    mixture = normal(*one.shape, seed=9).detach()
+    left, right = (torch.autograd.grad((s * mixture).sum(), sources, retain_graph=True) for s in (one, other))
+    torch.testing.assert_close(left, right)
+    assert all(gradient.any() for gradient in left)
+
+
+def test_the_names_in_a_configuration():
+    assert {"dot": Dot, "concat": Concat} == CRITICS
+
+
+# ---- against the unfactorised networks
+
+
+def normalised(x, over, layer):
+    """x [N, C, H, W] to mean 0 and variance 1 over the dimensions `over`, then the layer's gain and bias by channel."""
+    mean, var = x.mean(over, keepdim=True), x.var(over, correction=0, keepdim=True)
+    return (x - mean) / (var + 1e-5).sqrt() * layer.weight[:, None, None] + layer.bias[:, None, None]
+
+
+def residual_net(head, x, kind):
+    """The official code's net of 1x1 convolutions on a map x [N, D, H, W] -> [N, U, H, W]."""
+    hidden = F.conv2d(x, head.hidden.weight[:, :, None, None], head.hidden.bias)
+    if kind != "none":
+        hidden = normalised(hidden, (0, 2, 3) if kind == "batch" else 1, head.norm)
+    out = F.conv2d(hidden.clamp_min(0), head.out.weight[:, :, None, None], head.out.bias)
+    return normalised(out + F.conv2d(x, head.shortcut.weight[:, :, None, None]), 1, head.layer_norm)
+
+
+@each_norm
+def test_dot_is_two_residual_nets_and_an_inner_product(kind):
+    critic = shaken(Dot(Y_WIDTH, MAP_WIDTH, UNITS, scale=0.7, norm=kind))
+    y, m = normal(4, Y_WIDTH), normal(6, MAP_WIDTH, 2, 3, seed=1)
+    codes = residual_net(critic.anchor_head, y[:, :, None, None], kind)[:, :, 0, 0]
+    maps = residual_net(critic.map_head, m, kind)
+    expected = torch.stack([(0.7 * maps * code[:, None, None]).sum(1).flatten(1) for code in codes])  # [A, P, L]
+    a, b = critic.embed(y, m.flatten(2))
+    assert a.shape == (4, UNITS)
+    assert b.shape == (6, 6, UNITS)
+    # a bias before batch statistics has no gradient, nor does what the last LayerNorm takes away
+    assert_same_scores(critic.table(a, b), expected, [y, m, critic.map_head.shortcut.weight, critic.anchor_head.hidden.weight])
+    torch.testing.assert_close(critic.score(a[:, None, None], b), critic.table(a, b))
+
+
+def test_batch_statistics_are_those_of_a_two_dimensional_batch_norm():
+    """Running mean and variance, over images and locations together, as BatchNorm2d keeps them on the map."""
+    head = shaken(ResidualHead(MAP_WIDTH, UNITS))
+    m = normal(6, MAP_WIDTH, 2, 3).detach()
+    reference = torch.nn.BatchNorm2d(UNITS).double()
+    reference(F.conv2d(m, head.hidden.weight[:, :, None, None]))
+    critic = Dot(Y_WIDTH, MAP_WIDTH, UNITS).double()
+    critic.map_head = head
+    critic.embed(normal(4, Y_WIDTH), m.flatten(2))
+    torch.testing.assert_close(head.norm.running_mean, reference.running_mean)
+    torch.testing.assert_close(head.norm.running_var, reference.running_var)
+
+
+def tiled_net(critic, y, m):
+    """Concat-and-convolve as the paper draws it: y tiled over every location, one concatenation, 1x1 convolutions."""
+    anchors, images, locations = len(y), len(m), m.shape[2]
+    tiled = y[:, None, :, None].expand(-1, images, -1, locations)
+    x = torch.cat([m.expand(anchors, -1, -1, -1), tiled], 2).flatten(0, 1)  # [A P, Dm + Dy, L]
+    first = torch.cat([critic.map_part.weight, critic.anchor_part.weight], 1)
+    x = F.conv1d(x, first[:, :, None], critic.anchor_part.bias).relu()
+    x = F.conv1d(x, critic.hidden.weight[:, :, None], critic.hidden.bias).relu()
+    return F.conv1d(x, critic.out.weight[:, :, None], critic.out.bias).view(anchors, images, locations)
+
+
+def test_concat_is_the_tiled_network():
+    critic = shaken(Concat(Y_WIDTH, MAP_WIDTH, UNITS))
+    y, m = normal(4, Y_WIDTH), normal(6, MAP_WIDTH, 2, seed=1)
+    a, b = critic.embed(y, m)
+    assert a.shape == (4, UNITS)
+    assert b.shape == (6, 2, UNITS)
+    assert_same_scores(critic.table(a, b), tiled_net(critic, y, m), [y, m, *critic.parameters()])
+
+
+def test_concat_starts_like_the_one_layer_it_is():
+    """Both parts uniform within 1 / sqrt(Dy + Dm), torch's rule for the whole layer, not for each part."""
+    torch.manual_seed(0)
+    critic, bound = Concat(16, 48, 256), 1 / math.sqrt(16 + 48)
+    for weight in (critic.anchor_part.weight, critic.map_part.weight, critic.anchor_part.bias):
+        assert weight.shape[0] == 256
+        assert 0.97 * bound < weight.abs().max() <= bound
+    assert critic.map_part.bias is None
+
+
+# ---- sizes and first values
+
+
+@pytest.mark.parametrize(("width", "parameters"), [(128, 4_728_832), (64, 4_466_688)])
+def test_parameters_of_the_papers_heads(width, parameters):
+    with torch.device("meta"):
+        head = ResidualHead(width, 2048)
+    assert sum(weight.numel() for weight in head.parameters()) == parameters
+
+
+def test_parameters_of_the_papers_concat_critic():
+    with torch.device("meta"):
+        critic = Concat(64, 128, 512)
+    whole = (64 + 128) * 512 + 512 + 512 * 512 + 512 + 512 + 1
+    assert sum(weight.numel() for weight in critic.parameters()) == whole
+
+
+def test_shortcut_starts_near_the_identity():
+    torch.manual_seed(0)
+    weight = ResidualHead(6, 10).shortcut.weight.detach()
+    assert weight.shape == (10, 6)
+    assert torch.equal(weight.diagonal(), torch.ones(6))
+    rest = weight[~torch.eye(10, 6, dtype=torch.bool)]
+    assert 0.008 < rest.abs().max() <= 0.01
+    assert rest.min() < 0 < rest.max()
+    narrow = ResidualHead(10, 6).shortcut.weight  # fewer units than inputs: no identity to be near to
+    assert narrow.abs().max() <= 0.01
+
+
+def test_first_scores_of_dot_have_standard_deviation_sqrt_units():
+    """Outputs of LayerNorm have squared length U, so at scale 1 the paper's scores start near sqrt(2048) = 45."""
+    torch.manual_seed(0)
+    critic, units = Dot(16, 16, 256), 256
+    a, b = critic.embed(torch.randn(64, 16), torch.randn(64, 16, 4))
+    torch.testing.assert_close(a.square().sum(1), torch.full((64,), float(units)), rtol=0.01, atol=0)
+    assert critic.table(a, b).std().item() == pytest.approx(math.sqrt(units), rel=0.5)
+
+
+def test_scale_multiplies_the_scores():
+    one, scaled = (shaken(Dot(Y_WIDTH, MAP_WIDTH, UNITS, scale=s)) for s in (1.0, 0.05))
+    y, m, own = normal(4, Y_WIDTH), normal(4, MAP_WIDTH, 2, seed=1), torch.arange(4)
+    (a, b), rows = one.embed(y, m), torch.tensor([[2], [4], [6], [0]])
+    torch.testing.assert_close(scaled.score(a[:, None], b), 0.05 * one.score(a[:, None], b))
+    torch.testing.assert_close(scaled.pairs(a, b, own), 0.05 * one.pairs(a, b, own))
+    torch.testing.assert_close(scaled.pairs(a, b, own, rows), 0.05 * one.pairs(a, b, own, rows))
+
+
+# ---- norm: what a head's output depends on
+
+
+@each_norm
+def test_only_batch_norm_lets_other_rows_in(kind):
+    head = shaken(ResidualHead(MAP_WIDTH, UNITS, kind))
+    x = normal(6, MAP_WIDTH).detach()
+    other = torch.cat([x[:1], 3 * x[1:] + 1])
+    moved = (head(x)[0] - head(other)[0]).abs().max().item()
+    assert moved > 0.01 if kind == "batch" else moved < 1e-12
+    assert (head.hidden.bias is not None) == (kind == "none")
+
+
+# ---- pairs
+
+
+def scores_by_loop(critic, a, b, places):
+    """places[i]: the (image, location) pairs that stand against anchor i -> [A, K]."""
+    return torch.stack([torch.stack([critic.score(a[i], b[p]) for p in places[i]]) for i in range(len(a))])
+
+
+def every_other(own, images, locations):
+    return [[(j, place) for j in range(images) if j != i for place in range(locations)] for i in own]
+
+
+OWNS = {"in order": [0, 1, 2, 3], "permuted": [2, 0, 3, 1], "offset": [3, 4, 5], "one anchor": [2]}
+
+
+@pytest.mark.parametrize("own", OWNS.values(), ids=OWNS)
+@pytest.mark.parametrize("gather", [0, 32], ids=["gathered", "table"])
+@each_critic
+def test_all_other_images_by_loop_by_none_and_by_rows(make, gather, own):
+    critic, images, locations = shaken(make()), max(4, own[-1] + 1), 3
+    critic.GATHER = gather  # 0: rows are never worth a table
+    a, b = normal(len(own), UNITS), normal(images, locations, UNITS, seed=1)
+    places = every_other(own, images, locations)
+    rows = torch.tensor([[j * locations + place for j, place in chosen] for chosen in places])
+    expected = scores_by_loop(critic, a, b, places)
+    assert expected.shape == (len(own), (images - 1) * locations)
+    assert_same_scores(critic.pairs(a, b, torch.tensor(own)), expected, [a, b])
+    assert_same_scores(critic.pairs(a, b, torch.tensor(own), rows), expected, [a, b])
+
+
+@pytest.mark.parametrize(("k", "tables"), [(1, 0), (2, 1), (5, 1)])
+def test_dot_reads_its_table_from_a_share_of_the_pool_on(k, tables):
+    """8 x 8 rows: one negative for each anchor is gathered, two are 1 / 32 of the pool. Same scores either way."""
+    critic, made = shaken(MAKERS["dot"]()), []
+    plain = critic.table
+    critic.table = lambda a, b: made.append(1) or plain(a, b)
+    a, b = normal(8, UNITS), normal(8, 8, UNITS, seed=1)
+    rows = torch.stack([torch.randperm(64, generator=torch.Generator().manual_seed(i))[:k] for i in range(8)])
+    places = [[divmod(row, 8) for row in chosen] for chosen in rows.tolist()]
+    assert_same_scores(critic.pairs(a, b, torch.arange(8), rows), scores_by_loop(critic, a, b, places), [a, b])
+    assert len(made) == tables
+
+
+# ---- precision
+
+
+def every_score(critic, a, b):
+    """Scores by each of the ways that a term asks for them, all of the same own pairs' and negatives' kind."""
+    own, few = torch.arange(len(a)), torch.tensor([[3], [0]])
+    critic.GATHER = 0
+    gathered = critic.pairs(a, b, own, few)
+    critic.GATHER = 32
+    return [critic.score(a[:, None], b), critic.table(a, b), critic.pairs(a, b, own), critic.pairs(a, b, own, few), gathered]
+
+
+@each_critic
+def test_scores_under_autocast_are_float32(make):
+    torch.manual_seed(0)
+    critic = make()
+    y, m = normal(2, Y_WIDTH).float(), normal(2, MAP_WIDTH, 2, seed=1).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        a, b = critic.embed(y, m)
+        low = every_score(critic, a.bfloat16(), b.bfloat16())
+    assert all(s.dtype == torch.float32 for s in low)
+    assert all((s.bfloat16().float() != s).any() for s in low)  # and not numbers of 8 bits in a wider coat
+    for s, exact in zip(low, every_score(critic, a.float(), b.float()), strict=True):
+        torch.testing.assert_close(s, exact, rtol=0.05, atol=0.1)
+    assert all(g.isfinite().all() for g in torch.autograd.grad(sum(s.sum() for s in low), list(critic.parameters())))
+
+
+def test_dot_under_autocast_is_the_exact_product_of_what_it_was_given():
+    critic = Dot(Y_WIDTH, MAP_WIDTH, UNITS, scale=0.7)
+    a, b = normal(2, UNITS).bfloat16(), normal(2, 2, UNITS, seed=1).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        low = every_score(critic, a, b)
+    for s, exact in zip(low, every_score(critic, a.double(), b.double()), strict=True):
+        torch.testing.assert_close(s.double(), exact, rtol=1e-5, atol=1e-6)
+
+
+def test_concat_under_autocast_has_its_last_layer_in_float32():
+    critic = Concat(Y_WIDTH, MAP_WIDTH, UNITS)
+    a, b = normal(2, UNITS).bfloat16(), normal(2, 2, UNITS, seed=1).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        score, hidden = critic.score(a[:, None], b), critic.hidden((a[:, None] + b).relu()).relu()
+    assert hidden.dtype == torch.bfloat16
+    torch.testing.assert_close(score, critic.out(hidden.float())[..., 0], rtol=1e-6, atol=1e-6)
+
+
+@each_critic
+def test_float64_stays(make):
+    critic = make().double()
+    a, b = critic.embed(normal(2, Y_WIDTH), normal(2, MAP_WIDTH, 2, seed=1))
+    assert all(s.dtype == torch.float64 for s in every_score(critic, a, b))

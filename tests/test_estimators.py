@@ -1,0 +1,361 @@
+"""Estimators against their definitions written as loops, closed forms, and distributions of known mutual information."""
+
+import math
+from itertools import product
+from statistics import fmean
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dim.estimators import ESTIMATORS, UNITS, ceiling, dv, dv_per_anchor, infonce, jsd, logmeanexp
+
+LOG2 = math.log(2)
+SHAPES = [(1, 1, 1), (1, 3, 2), (5, 1, 1), (4, 3, 6)]  # A anchors, L positives and K negatives of each
+
+each_estimator = pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids=ESTIMATORS)
+
+
+def random_scores(anchors, positives, negatives, seed=0, spread=2.0, dtype=torch.float64):
+    """pos [A, L] and neg [A, K], normal."""
+    draws = torch.Generator().manual_seed(seed)
+    pos, neg = (torch.randn(anchors, n, generator=draws, dtype=torch.float64) * spread for n in (positives, negatives))
+    return pos.to(dtype), neg.to(dtype)
+
+
+# ---- the definitions, one number at a time: pos and neg are lists of lists
+
+
+def jsd_loop(pos, neg):
+    positives = [-math.log(1 + math.exp(-t)) for row in pos for t in row]
+    negatives = [math.log(1 + math.exp(t)) for row in neg for t in row]
+    return 2 * LOG2 + fmean(positives) - fmean(negatives)
+
+
+def dv_loop(pos, neg):
+    return fmean(t for row in pos for t in row) - math.log(fmean(math.exp(t) for row in neg for t in row))
+
+
+def dv_per_anchor_loop(pos, neg):
+    return fmean(t - math.log(fmean(map(math.exp, others))) for row, others in zip(pos, neg, strict=True) for t in row)
+
+
+def infonce_loop(pos, neg):
+    values = []
+    for row, others in zip(pos, neg, strict=True):
+        for t in row:  # one class is right, K are wrong; the anchor's other positives are not asked
+            values.append(math.log(math.exp(t) / (math.exp(t) + sum(map(math.exp, others)))) + math.log(len(others) + 1))
+    return fmean(values)
+
+
+LOOPS = {"jsd": jsd_loop, "dv": dv_loop, "dv_per_anchor": dv_per_anchor_loop, "infonce": infonce_loop}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_equals_the_definition(name, shape):
+    pos, neg = random_scores(*shape, seed=sum(shape))
+    assert ESTIMATORS[name](pos, neg).item() == pytest.approx(LOOPS[name](pos.tolist(), neg.tolist()), abs=1e-12)
+
+
+@each_estimator
+def test_gradient_equals_finite_differences(estimator):
+    scores = [t.requires_grad_() for t in random_scores(3, 2, 4, spread=1.0)]
+    assert torch.autograd.gradcheck(estimator, scores)
+
+
+def test_every_estimator_has_a_unit():
+    assert set(UNITS) == set(ESTIMATORS)
+
+
+# ---- known values
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@each_estimator
+def test_zero_at_zero_scores(estimator, shape):
+    anchors, positives, negatives = shape
+    value = estimator(torch.zeros(anchors, positives).double(), torch.zeros(anchors, negatives).double())
+    assert value.ndim == 0
+    assert abs(value.item()) < 1e-15
+
+
+@pytest.mark.parametrize(("name", "value"), [("jsd", 2 * LOG2), ("infonce", math.log(8)), ("dv", 2e4), ("dv_per_anchor", 2e4)])
+def test_perfect_scores_reach_the_ceiling_or_have_none(name, value):
+    pos, neg = torch.full((5, 3), 1e4).double(), torch.full((5, 7), -1e4).double()
+    assert ESTIMATORS[name](pos, neg).item() == pytest.approx(value, rel=1e-12)
+    assert ceiling(name, 7) == (pytest.approx(value) if value < 2e4 else None)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("jsd", 2 * LOG2 - 2e4), ("infonce", math.log(8 / 7) - 2e4), ("dv", -2e4), ("dv_per_anchor", -2e4)],
+)
+def test_reversed_scores_are_as_bad_as_they_should_be(name, value):
+    pos, neg = torch.full((5, 3), -1e4).double(), torch.full((5, 7), 1e4).double()
+    assert ESTIMATORS[name](pos, neg).item() == pytest.approx(value, abs=1e-9)
+
+
+def test_jsd_keeps_float64_where_softplus_turns_linear():
+    """log(1 + e^z) at z = 21 differs from z by 7.6e-10; the default threshold of torch's softplus, 20, drops it."""
+    z = 21.0
+    value = jsd(torch.full((1, 1), -z).double(), torch.full((1, 1), z).double()).item()
+    assert value == pytest.approx(2 * LOG2 - 2 * (z + math.log1p(math.exp(-z))), abs=1e-13)
+
+
+def test_jsd_is_balanced_binary_cross_entropy():
+    """Gradient of -jsd = gradient of the cross-entropy of positive against negative, each kind with half the weight, twice."""
+    pos, neg = (t.requires_grad_() for t in random_scores(4, 3, 6))
+    entropy = F.binary_cross_entropy_with_logits(pos, torch.ones_like(pos))
+    entropy = entropy + F.binary_cross_entropy_with_logits(neg, torch.zeros_like(neg))
+    loss = -jsd(pos, neg)
+    torch.testing.assert_close(loss, entropy - 2 * LOG2)
+    torch.testing.assert_close(torch.autograd.grad(loss, [pos, neg]), torch.autograd.grad(entropy, [pos, neg]))
+
+
+def test_infonce_gradient_is_that_of_the_naive_table():
+    """The (A L) x (1 + K) table of logits, right class first: what is never made must not be missed."""
+    (pos, neg), (anchors, positives, negatives) = random_scores(4, 3, 6), (4, 3, 6)
+    pos, neg = pos.requires_grad_(), neg.requires_grad_()
+    table = torch.cat([pos.reshape(-1, 1), neg.repeat_interleave(positives, 0)], 1)
+    assert table.shape == (anchors * positives, 1 + negatives)
+    naive = -F.cross_entropy(table, torch.zeros(len(table), dtype=torch.long)) + math.log(negatives + 1)
+    value = infonce(pos, neg)
+    torch.testing.assert_close(value, naive)
+    torch.testing.assert_close(torch.autograd.grad(value, [pos, neg]), torch.autograd.grad(naive, [pos, neg]))
+
+
+# ---- invariances
+
+
+@pytest.mark.parametrize("constant", [-30.0, 0.7, 500.0])
+def test_a_constant_on_all_scores_changes_neither_dv_nor_infonce(constant):
+    pos, neg = random_scores(4, 3, 6)
+    for estimator in (dv, dv_per_anchor, infonce):
+        torch.testing.assert_close(estimator(pos + constant, neg + constant), estimator(pos, neg), rtol=0, atol=1e-11)
+    assert abs(jsd(pos + constant, neg + constant) - jsd(pos, neg)) > 0.01
+
+
+def test_a_constant_for_each_anchor_changes_neither_infonce_nor_dv_per_anchor():
+    pos, neg = random_scores(4, 3, 6)
+    constant = torch.tensor([[-40.0], [0.0], [3.0], [25.0]]).double()
+    for estimator in (dv_per_anchor, infonce):
+        torch.testing.assert_close(estimator(pos + constant, neg + constant), estimator(pos, neg), rtol=0, atol=1e-11)
+    assert abs(dv(pos + constant, neg + constant) - dv(pos, neg)) > 1  # one log for the whole batch
+
+
+def test_equal_scores_within_each_anchor_give_zero():
+    level = torch.tensor([[-2.0], [0.5], [30.0]]).double()
+    for estimator in (dv_per_anchor, infonce):
+        assert abs(estimator(level.expand(3, 2), level.expand(3, 5)).item()) < 1e-13
+
+
+@st.composite
+def any_scores(draw):
+    anchors, positives, negatives = (draw(st.integers(1, 4)) for _ in range(3))
+    numbers = st.floats(-1e4, 1e4)
+    pos, neg = (
+        torch.tensor(draw(st.lists(numbers, min_size=anchors * n, max_size=anchors * n)), dtype=torch.float64)
+        for n in (positives, negatives)
+    )
+    return pos.view(anchors, positives), neg.view(anchors, negatives)
+
+
+@settings(deadline=None, derandomize=True, database=None)
+@given(any_scores())
+def test_inequalities_between_them(scores):
+    """For any scores: infonce <= log(K + 1), jsd <= 2 log 2, dv <= dv_per_anchor (Jensen),
+    infonce <= K / (K + 1) dv_per_anchor (concavity of the log)."""
+    pos, neg = scores
+    k, slack = neg.shape[1], 1e-9
+    assert infonce(pos, neg) <= math.log(k + 1) + slack
+    assert jsd(pos, neg) <= 2 * LOG2 + slack
+    assert dv(pos, neg) <= dv_per_anchor(pos, neg) + slack
+    assert infonce(pos, neg) <= k / (k + 1) * dv_per_anchor(pos, neg) + slack
+
+
+# ---- numbers of every size and type
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("signs", list(product((-1, 1, None), repeat=2)))
+@each_estimator
+def test_extreme_scores_stay_finite(estimator, signs, dtype):
+    """All +-1e4 of one sign, or (None) both signs in every row."""
+    mixed = torch.tensor([1e4, -1e4, 1e4])
+    pos, neg = ((mixed if s is None else torch.full((3,), s * 1e4)).to(dtype).repeat(4, 1).requires_grad_() for s in signs)
+    value = estimator(pos, neg)
+    gradients = torch.autograd.grad(value, [pos, neg])
+    assert all(t.isfinite().all() for t in (value, *gradients))
+    # neither side is forgotten, and no gradient pushes the wrong way
+    assert (gradients[0] >= 0).all()
+    assert (gradients[1] <= 0).all()
+
+
+def test_jsd_gradient_saturates_at_one_over_the_number_of_pairs():
+    pos, neg = torch.full((4, 3), -1e4, requires_grad=True), torch.full((4, 5), 1e4, requires_grad=True)
+    left, right = torch.autograd.grad(jsd(pos, neg), [pos, neg])
+    torch.testing.assert_close(left, torch.full((4, 3), 1 / 12))
+    torch.testing.assert_close(right, torch.full((4, 5), -1 / 20))
+
+
+@each_estimator
+def test_float64_in_float64_out(estimator):
+    pos, neg = random_scores(4, 3, 6)
+    assert estimator(pos, neg).dtype == torch.float64
+    single = estimator(pos.float(), neg.float())
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single.double(), estimator(pos, neg), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@each_estimator
+def test_half_precision_is_raised_to_float32(estimator, half):
+    """Scores near +-60: e^60 is beyond float16, and sums of bfloat16 keep two digits."""
+    pos, neg = random_scores(8, 16, 64, spread=20, dtype=half)
+    value = estimator(pos, neg)
+    assert value.dtype == torch.float32
+    assert torch.equal(value, estimator(pos.float(), neg.float()))
+
+
+# ---- the replaceable reduction of dv
+
+
+def test_logmeanexp_of_any_shape():
+    scores = random_scores(3, 4, 2)[0]
+    expected = math.log(fmean(math.exp(t) for t in scores.flatten().tolist()))
+    for shape in [(12,), (3, 4), (3, 2, 2)]:
+        assert logmeanexp(scores.view(shape)).item() == pytest.approx(expected, abs=1e-14)
+
+
+def test_dv_uses_the_reduction_it_is_given():
+    pos, neg = random_scores(4, 3, 6)
+    seen = []
+
+    def reduction(scores):
+        seen.append(scores)
+        return torch.tensor(0.25).double()
+
+    torch.testing.assert_close(dv(pos, neg, logmeanexp=reduction), pos.mean() - 0.25)
+    assert len(seen) == 1
+    assert torch.equal(seen[0], neg)  # the raw negatives, all of them
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize(
+    ("pos", "neg"),
+    [
+        ((3,), (3, 2)),
+        ((3, 1), (3,)),
+        ((3, 1), (2, 4)),
+        ((3, 0), (3, 4)),
+        ((3, 1), (3, 0)),
+        ((0, 1), (0, 2)),
+        ((3, 1, 1), (3, 2)),
+    ],
+)
+@each_estimator
+def test_shapes_that_do_not_fit_are_refused(estimator, pos, neg):
+    with pytest.raises(ValueError, match=r"pos \[A, L\] and neg \[A, K\]") as caught:
+        estimator(torch.zeros(pos), torch.zeros(neg))
+    assert f"got {list(pos)} and {list(neg)}" in str(caught.value)
+
+
+# ---- truth from theory: at the best critic, log r
+
+
+def binary_channel(k, error=0.1):
+    """log r of every equally likely outcome of a symmetric channel of fair bits: pos [10 x 2^k, 1], neg [10 x 2^k, k].
+
+    r = 2 (1 - error) where the bits agree, 2 error where they do not; of ten positives nine agree, of two negatives one.
+    """
+    agree, differ = math.log(2 * (1 - error)), math.log(2 * error)
+    rows = [(t, *others) for t in [agree] * 9 + [differ] for others in product([agree, differ], repeat=k)]
+    scores = torch.tensor(rows, dtype=torch.float64)
+    return scores[:, :1], scores[:, 1:]
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_expectations_on_a_binary_channel(k):
+    """Mutual information 0.368064 nats, Jensen-Shannon divergence 0.101749; no sampling, so no margin."""
+    pos, neg = binary_channel(k)
+    assert dv(pos, neg).item() == pytest.approx(0.368064, abs=1e-6)
+    assert jsd(pos, neg).item() == pytest.approx(2 * 0.101749, abs=2e-6)
+    expected = {"dv_per_anchor": 0.0, "infonce": 0.0}
+    for agreeing in range(k + 1):  # b of the k negatives agree: binomial
+        likely = math.comb(k, agreeing) / 2**k
+        total = agreeing * 1.8 + (k - agreeing) * 0.2
+        for share, r in ((0.9, 1.8), (0.1, 0.2)):
+            expected["dv_per_anchor"] += likely * share * math.log(r / (total / k))
+            expected["infonce"] += likely * share * math.log(r / ((r + total) / (k + 1)))
+    for name, value in expected.items():
+        assert ESTIMATORS[name](pos, neg).item() == pytest.approx(value, abs=1e-13)
+
+
+def log_ratio(x, y, rho):
+    """log p(x, y) / p(x) p(y) of standard normal pairs with correlation rho, summed over the last dimension."""
+    square = (rho**2 * (x**2 + y**2) - 2 * rho * x * y) / (2 * (1 - rho**2))
+    return (-square - math.log(1 - rho**2) / 2).sum(-1)
+
+
+def gaussian_scores(anchors, k, rho, dims=1, seed=0):
+    """log r of correlated pairs and of k independent partners for each anchor: pos [A, 1], neg [A, k], float64."""
+    draws = torch.Generator().manual_seed(seed)
+    x, noise, others = (torch.randn(anchors, n, dims, generator=draws, dtype=torch.float64) for n in (1, 1, k))
+    return log_ratio(x, rho * x + math.sqrt(1 - rho**2) * noise, rho), log_ratio(x, others, rho)
+
+
+def five_errors(values):
+    """Five standard errors of a mean: passed by chance once in two million."""
+    return 5 * values.std().item() / math.sqrt(values.numel())
+
+
+def test_dv_on_correlated_gaussians():
+    rho, dims = 0.7, 2
+    pos, neg = gaussian_scores(20_000, 16, rho, dims)
+    information = -dims / 2 * math.log(1 - rho**2)  # 0.673 nats
+    margin = five_errors(pos) + five_errors(neg.exp())  # the mean of r is 1, so the log's error is the mean's
+    assert margin < 0.05
+    assert dv(pos, neg).item() == pytest.approx(information, abs=margin)
+
+
+def test_jsd_on_correlated_gaussians():
+    """The divergence by a sum over a fine grid, 0.215 nats at rho 0.9; the value is twice that."""
+    rho = 0.9
+    axis = torch.linspace(-7, 7, 351, dtype=torch.float64)
+    x, y = torch.meshgrid(axis, axis, indexing="ij")
+    product_density = torch.exp(-(x**2 + y**2) / 2) / (2 * math.pi)
+    r = log_ratio(x[..., None], y[..., None], rho).exp()
+    cell = (axis[1] - axis[0]) ** 2
+    mixture = (1 + r) / 2
+    divergence = ((r * (r / mixture).log() - mixture.log()) * product_density).sum().item() / 2 * cell.item()
+    assert divergence == pytest.approx(0.215, abs=5e-4)
+
+    pos, neg = gaussian_scores(20_000, 16, rho)
+    margin = five_errors(F.softplus(-pos)) + five_errors(F.softplus(neg))
+    assert margin < 0.05
+    assert jsd(pos, neg).item() == pytest.approx(2 * divergence, abs=margin)
+
+
+def test_dv_per_anchor_with_one_negative_on_correlated_gaussians():
+    """With K = 1 it is I + KL(product, joint) = d rho^2 / (1 - rho^2), far above I."""
+    rho, dims = 0.6, 3
+    pos, neg = gaussian_scores(20_000, 1, rho, dims)
+    margin = five_errors(pos - neg)
+    assert margin < 0.12
+    assert dv_per_anchor(pos, neg).item() == pytest.approx(dims * rho**2 / (1 - rho**2), abs=margin)
+
+
+def test_infonce_rises_with_negatives_to_the_information():
+    rho, dims = 0.7, 2
+    pos, neg = gaussian_scores(2_000, 1024, rho, dims)
+    information, sampled = -dims / 2 * math.log(1 - rho**2), pos.mean().item()
+    few, some, many = (infonce(pos, neg[:, :k]).item() for k in (1, 16, 1024))
+    assert 0.1 < few < some - 0.05 < many - 0.07
+    assert few < LOG2
+    assert many == pytest.approx(sampled, abs=0.01)  # K finite costs about Var(r) / 2 K = 0.0014
+    assert sampled == pytest.approx(information, abs=five_errors(pos))

@@ -1,0 +1,128 @@
+"""evaluate.py: from the run folder alone, beside a random encoder and raw pixels; what scripts need and do not need."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, tiny
+
+import evaluate
+import train
+from dim import build
+from dim.evals import linear
+from dim.evals.features import features, set_statistics
+from dim.reading import saved
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("runs") / "r"
+    assert train.main(tiny(folder)) == 0
+    return folder
+
+
+@pytest.fixture
+def two_columns(monkeypatch):
+    """The digits protocol with fewer draws, so that it takes seconds."""
+    monkeypatch.setitem(linear.PROTOCOLS, "digits", linear.Protocol(labels=(None, 10), draws=2, penalty=1.0, unscaled=True))
+
+
+def test_a_run_is_evaluated_from_its_folder(trained, two_columns, capsys):
+    assert evaluate.main([str(trained)]) == 0
+    out = capsys.readouterr().out
+    saved_result = json.loads((trained / "evaluation.json").read_text())
+    rows = saved_result["linear"]["rows"]
+    kinds = [f"{kind} {layer}" for kind in ("random", "trained") for layer in ("conv", "fc", "y")]
+    assert list(rows) == ["raw pixels, unscaled", "raw pixels", *kinds]
+    assert saved_result["run"]["data"] == "digits"
+    assert saved_result["run"]["steps"] == 3
+    for name, row in rows.items():
+        assert f"{100 * row['all']['accuracy']:.1f}" in out, name
+    assert "540 test images" in out
+    assert "fc after training, 10 labels a class" in out
+
+
+def test_the_headline_names_the_winner_whoever_it_is():
+    def result(fc):
+        scores = {"raw pixels": 0.5, "random conv": 0.6, "random fc": 0.55, "trained fc": fc, "trained y": 0.9}
+        return {"labels": ["all"], "rows": {name: {"all": {"accuracy": score}} for name, score in scores.items()}}
+
+    assert evaluate.headline(result(0.7)).endswith(
+        "70.0, against random conv 60.0 (+10.0) and raw pixels 50.0 (+20.0): ahead of both"
+    )
+    assert evaluate.headline(result(0.55)).endswith("random conv 60.0 (-5.0) and raw pixels 50.0 (+5.0): not ahead of both")
+
+
+def test_the_random_encoder_is_the_trained_one_before_its_first_step(trained):
+    config, state = saved(trained), torch.load(trained / "checkpoint.pt", weights_only=True)
+    data = build.dataset(config)
+    found = {name: test for name, _, test in evaluate.subjects(config, data, state)}
+    start = set_statistics(build.encoder(config, 1), data, data.train.images)
+    assert torch.allclose(found["random fc"], features(start, data, data.test.images)["fc"], atol=1e-3)
+    end = build.encoder(config, 1)
+    end.load_state_dict(state["encoder"])
+    assert torch.allclose(found["trained y"], features(end, data, data.test.images)["y"], atol=1e-3)
+    assert not torch.allclose(found["random y"], found["trained y"], atol=1e-1)
+    assert torch.equal(found["raw pixels"], data.test.images.flatten(1) / 16)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere"], "nowhere is not the folder of a run: it has no config.yaml"),
+        (["{run}", "--probes", "knn"], "choose from 'linear'"),
+        ([], "the following arguments are required: RUN"),
+        (["{run}", "--probe", "linear"], "unrecognized arguments"),
+    ],
+)
+def test_a_mistake_ends_with_one_line_and_exit_code_2(words, message, trained, capsys):
+    assert evaluate.main([word.format(run=trained) for word in words]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_a_run_that_has_not_been_trained_is_said(trained, tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text((trained / "config.yaml").read_text())
+    assert evaluate.main([str(tmp_path)]) == 2
+    assert "train the run first" in capsys.readouterr().err
+
+
+def blocked(*names: str) -> str:
+    """Python code that makes these imports fail."""
+    return "import sys\n" + "".join(f"sys.modules[{name!r}] = None\n" for name in names)
+
+
+EXTRAS = ("wandb", "matplotlib", "torchmetrics", "safetensors", "torchvision")
+
+
+def test_importing_dim_costs_torch_and_numpy_alone():
+    code = blocked(*EXTRAS, "sklearn", "scipy", "jsonargparse", "yaml", "tqdm")
+    code += "import dim.build, dim.metrics, dim.guard, dim.checkpoint, dim.summary, dim.evals.linear"
+    subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, check=True, timeout=120)
+
+
+def test_training_and_evaluating_need_none_of_the_extras(trained, tmp_path):
+    code = blocked(*EXTRAS) + (
+        "import train, evaluate\n"
+        "from dim.evals import linear\n"
+        "linear.PROTOCOLS['digits'] = linear.Protocol(penalty=1.0)\n"
+        f"sys.exit(train.main({tiny(tmp_path / 'r')!r}) or evaluate.main([{str(tmp_path / 'r')!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "trained fc" in done.stdout
+
+
+def test_the_scripts_run_from_any_folder(command, tmp_path):
+    done = command("train.py", *tiny(tmp_path / "r"))
+    assert done.returncode == 0, done.stderr
+    assert "3 steps done" in done.stdout
+    assert command("train.py", "--config", "missing.yaml").returncode == 2
+    shown = command("train.py", "--help")
+    assert shown.returncode == 0
+    assert "--objective.local.estimator {jsd,dv,dv_per_anchor,infonce}" in shown.stdout

@@ -1,0 +1,302 @@
+"""Terms against loops over images, locations and negatives; the objective's signs, weights and owners."""
+
+import math
+from statistics import fmean
+
+import pytest
+import torch
+
+from dim.critics import Concat, Dot
+from dim.encoders import Encoder, Encoding
+from dim.estimators import ESTIMATORS
+from dim.negatives import All, Sampled, Shifted
+from dim.objective import Objective, Term
+from dim.prior import Prior
+
+N, L, Y_WIDTH, MAP_WIDTH = 4, 3, 2, 5
+IMAGE = torch.tensor([70, 4, 33, 12])  # data-set numbers
+SEED, STEP = 3, 11
+CRITICS = {
+    "dot": lambda: Dot(Y_WIDTH, MAP_WIDTH, 6, scale=0.5, norm="layer"),
+    "concat": lambda: Concat(Y_WIDTH, MAP_WIDTH, 6),
+}
+
+each_critic = pytest.mark.parametrize("make", CRITICS.values(), ids=CRITICS)
+each_estimator = pytest.mark.parametrize("name", ESTIMATORS)
+
+
+def codes(n=N, seed=0):
+    """y [n, Dy] and m [n, Dm, L], float64."""
+    draws = torch.Generator().manual_seed(seed)
+    return (torch.randn(n, *shape, generator=draws, dtype=torch.float64) for shape in ((Y_WIDTH,), (MAP_WIDTH, L)))
+
+
+def made(make, seed=0):
+    torch.manual_seed(seed)
+    return make().double()
+
+
+# ---- the terms by loops: one embedding and one score for each pair, lists of floats, the definitions of the estimators
+
+
+def pair_scores(critic, y, m):
+    """s[i][j][place]: vector i against one place of map j, each pair embedded by itself."""
+
+    def score(i, j, place):
+        a, b = critic.embed(y[i : i + 1], m[j : j + 1, :, place : place + 1])  # [1, U], [1, 1, U]
+        return critic.score(a[0], b[0, 0]).item()
+
+    return [[[score(i, j, place) for place in range(L)] for j in range(len(m))] for i in range(len(y))]
+
+
+def flat(rows):
+    return [t for row in rows for t in row]
+
+
+LOOPS = {
+    "jsd": lambda pos, neg: (
+        2 * math.log(2)
+        - fmean(math.log(1 + math.exp(-t)) for t in flat(pos))
+        - fmean(math.log(1 + math.exp(t)) for t in flat(neg))
+    ),
+    "dv": lambda pos, neg: fmean(flat(pos)) - math.log(fmean(map(math.exp, flat(neg)))),
+    "dv_per_anchor": lambda pos, neg: fmean(
+        t - math.log(fmean(map(math.exp, others))) for row, others in zip(pos, neg, strict=True) for t in row
+    ),
+    "infonce": lambda pos, neg: fmean(
+        math.log((len(others) + 1) * math.exp(t) / (math.exp(t) + sum(map(math.exp, others))))
+        for row, others in zip(pos, neg, strict=True)
+        for t in row
+    ),
+}
+
+
+def loop(name, s, places):
+    """places[i]: the (image, location) pairs that stand against vector i."""
+    pos = [[s[i][i][place] for place in range(L)] for i in range(len(s))]
+    neg = [[s[i][j][place] for j, place in places[i]] for i in range(len(s))]
+    return LOOPS[name](pos, neg)
+
+
+def reversed_loop(name, s):
+    """Anchors are the locations, negatives the vectors of the other images: K = N - 1."""
+    pos = [[s[i][i][place]] for i in range(len(s)) for place in range(L)]
+    neg = [[s[j][i][place] for j in range(len(s)) if j != i] for i in range(len(s)) for place in range(L)]
+    return LOOPS[name](pos, neg)
+
+
+def all_others(n=N):
+    return [[(j, place) for j in range(n) if j != i for place in range(L)] for i in range(n)]
+
+
+@each_estimator
+@each_critic
+def test_term_with_all_negatives_equals_a_loop(make, name):
+    critic, (y, m) = made(make), codes()
+    value = Term(critic, ESTIMATORS[name], All())(y, m, IMAGE, SEED, STEP)
+    assert value.item() == pytest.approx(loop(name, pair_scores(critic, y, m), all_others()), abs=1e-11)
+
+
+@each_estimator
+@each_critic
+def test_term_with_chosen_negatives_equals_a_loop(make, name):
+    critic, (y, m) = made(make), codes()
+    s = pair_scores(critic, y, m)
+    next_one = [[((i + 1) % N, place) for place in range(L)] for i in range(N)]
+    value = Term(critic, ESTIMATORS[name], Shifted(1))(y, m, IMAGE, SEED, STEP)
+    assert value.item() == pytest.approx(loop(name, s, next_one), abs=1e-11)
+
+    rows = Sampled(4)(torch.arange(N), IMAGE, L, SEED, STEP)
+    sampled = [[divmod(row, L) for row in chosen] for chosen in rows.tolist()]
+    value = Term(critic, ESTIMATORS[name], Sampled(4))(y, m, IMAGE, SEED, STEP)
+    assert value.item() == pytest.approx(loop(name, s, sampled), abs=1e-11)
+
+
+@pytest.mark.parametrize("negatives", [All(), Sampled(4)], ids=["all", "sampled"])
+@each_estimator
+@each_critic
+def test_symmetric_averages_both_directions(make, name, negatives):
+    critic, (y, m) = made(make), codes()
+    rows = negatives(torch.arange(N), IMAGE, L, SEED, STEP)
+    places = all_others() if rows is None else [[divmod(row, L) for row in chosen] for chosen in rows.tolist()]
+    s = pair_scores(critic, y, m)
+    value = Term(critic, ESTIMATORS[name], negatives, symmetric=True)(y, m, IMAGE, SEED, STEP)
+    assert value.item() == pytest.approx((loop(name, s, places) + reversed_loop(name, s)) / 2, abs=1e-11)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@each_critic
+def test_two_views_meet_each_other(make, symmetric):
+    """The vectors of one view with the maps of the other, both ways; no pool mixes the views."""
+    critic, (y, m) = made(make), codes(2 * N)
+    expected = []
+    for vectors, maps in [(y[:N], m[N:]), (y[N:], m[:N])]:
+        s = pair_scores(critic, vectors, maps)
+        one = loop("infonce", s, all_others())
+        expected.append((one + reversed_loop("infonce", s)) / 2 if symmetric else one)
+    assert abs(expected[0] - expected[1]) > 1e-3
+    value = Term(critic, ESTIMATORS["infonce"], All(), symmetric=symmetric)(y, m, IMAGE, SEED, STEP, views=2)
+    assert value.item() == pytest.approx(fmean(expected), abs=1e-11)
+
+
+def test_both_views_are_embedded_in_one_batch():
+    """Seen where batch statistics are: one embedding of all pictures, then the two estimates."""
+    critic, (y, m) = made(lambda: Dot(Y_WIDTH, MAP_WIDTH, 6, norm="batch")), codes(2 * N)
+    a, b = critic.embed(y, m)
+    term = Term(critic, ESTIMATORS["jsd"], All())
+    expected = (term.estimate(a[:N], b[N:], IMAGE, SEED, STEP) + term.estimate(a[N:], b[:N], IMAGE, SEED, STEP)) / 2
+    torch.testing.assert_close(term(y, m, IMAGE, SEED, STEP, views=2), expected)
+
+
+def test_term_hands_seed_step_and_images_on():
+    seen = {}
+
+    def negatives(own, image, locations, seed, step):
+        seen.update(own=own.tolist(), image=image.tolist(), locations=locations, seed=seed, step=step)
+
+    y, m = codes()
+    Term(made(CRITICS["dot"]), ESTIMATORS["jsd"], negatives)(y, m, IMAGE, SEED, STEP)
+    assert seen == {"own": [0, 1, 2, 3], "image": IMAGE.tolist(), "locations": L, "seed": SEED, "step": STEP}
+
+
+def test_term_takes_a_pool_larger_than_the_batch():
+    """Other images' rows on both sides of the batch: more negatives, the same positives, as another rank or a queue gives."""
+    critic, (y, m) = made(CRITICS["dot"]), codes(N + 2)
+    b_all = critic.embed(y, m)[1]
+
+    def pool(b, image):
+        torch.testing.assert_close(b, b_all[1 : N + 1])
+        return b_all, torch.arange(N + 2), torch.arange(N) + 1
+
+    s = pair_scores(critic, y, m)
+    pos = [[s[i][i][place] for place in range(L)] for i in range(1, N + 1)]
+    neg = [[s[i][j][place] for j in range(N + 2) if j != i for place in range(L)] for i in range(1, N + 1)]
+    value = Term(critic, ESTIMATORS["infonce"], All(), pool)(y[1 : N + 1], m[1 : N + 1], IMAGE, SEED, STEP)
+    assert value.item() == pytest.approx(LOOPS["infonce"](pos, neg), abs=1e-11)
+
+
+# ---- the objective
+
+
+def encoding(n=N, seed=0):
+    """Codes of n pictures: y [n, 2], a local map [n, 5, 1, 3], a last map [n, 4, 2, 1]; leaves of the graph, float64."""
+    y, m = codes(n, seed)
+    conv = torch.randn(n, 4, 2, 1, generator=torch.Generator().manual_seed(seed + 50), dtype=torch.float64)
+    y, m, conv = (t.clone().requires_grad_() for t in (y, m.view(n, MAP_WIDTH, 1, L), conv))
+    return Encoding(m, conv, torch.zeros(n, 1), y)
+
+
+def objective(**weights):
+    local = Term(made(CRITICS["dot"], 1), ESTIMATORS["jsd"], All())
+    glob = Term(made(lambda: Concat(Y_WIDTH, 8, 6), 2), ESTIMATORS["infonce"], All())
+    return Objective(local, glob, made(lambda: Prior(Y_WIDTH), 3), **weights)
+
+
+def test_loss_is_the_weighted_sum_of_its_parts():
+    """alpha to the global, beta to the local term, both with a minus; gamma to the prior with a plus."""
+    o, c = objective(alpha=0.3, beta=0.7, gamma=0.2), encoding()
+    losses = o(c, IMAGE, SEED, STEP)
+    local = o.local(c.y, c.map.flatten(2), IMAGE, SEED, STEP)
+    glob = o.glob(c.y, c.conv.reshape(N, 8, 1), IMAGE, SEED, STEP)  # the flattened map is one place
+    prior = o.prior.encoder_loss(c.y)
+    adversary = o.prior.discriminator_loss(c.y, o.prior.sample(N, SEED, STEP))
+    torch.testing.assert_close(losses.encoder, -0.3 * glob - 0.7 * local + 0.2 * prior)
+    torch.testing.assert_close(losses.discriminator, adversary)
+    assert set(losses.parts) == {"local", "global", "prior_encoder", "prior_discriminator"}
+    for name, value in {"local": local, "global": glob, "prior_encoder": prior, "prior_discriminator": adversary}.items():
+        torch.testing.assert_close(losses.parts[name], value)
+    assert len({round(part.item(), 6) for part in losses.parts.values()}) == 4
+
+
+def test_the_parts_equal_loops():
+    o, c = objective(alpha=1.0, beta=1.0), encoding()
+    parts = o(c, IMAGE, SEED, STEP).parts
+    s = pair_scores(o.local.critic, c.y.detach(), c.map.detach().flatten(2))
+    assert parts["local"].item() == pytest.approx(loop("jsd", s, all_others()), abs=1e-11)
+
+    def score(i, j):
+        a, b = o.glob.critic.embed(c.y[i : i + 1], c.conv[j].reshape(1, 8, 1))
+        return o.glob.critic.score(a[0], b[0, 0]).item()
+
+    pos = [[score(i, i)] for i in range(N)]
+    neg = [[score(i, j) for j in range(N) if j != i] for i in range(N)]
+    assert parts["global"].item() == pytest.approx(LOOPS["infonce"](pos, neg), abs=1e-11)
+
+
+def test_a_local_map_that_is_a_vector_is_one_place():
+    term = Term(made(lambda: Concat(Y_WIDTH, MAP_WIDTH, 6)), ESTIMATORS["infonce"], All())
+    c = encoding()
+    vector = c.map[:, :, 0, 0]
+    value = Objective(term)(c._replace(map=vector), IMAGE).parts["local"]
+    torch.testing.assert_close(value, term(c.y, vector[:, :, None], IMAGE, 0, 0))
+
+
+@pytest.mark.parametrize("part", ["local", "global"])
+def test_a_step_down_the_loss_raises_the_estimate(part):
+    o, c = objective(alpha=float(part == "global"), beta=float(part == "local")), encoding()
+    losses = o(c, IMAGE, SEED, STEP)
+    sources = [c.y, c.map, c.conv]
+    gradients = torch.autograd.grad(losses.encoder, sources, allow_unused=True, materialize_grads=True)
+    step, square = 1e-4, sum(gradient.square().sum().item() for gradient in gradients)
+    y, m, conv = (source - step * gradient for source, gradient in zip(sources, gradients, strict=True))
+    after = o(Encoding(m, conv, c.fc, y), IMAGE, SEED, STEP)
+    assert square > 1e-6
+    assert (after.parts[part] - losses.parts[part]).item() == pytest.approx(step * square, rel=0.05)
+
+
+def test_terms_that_are_not_built_have_no_part():
+    term, c = Term(made(CRITICS["dot"]), ESTIMATORS["jsd"], All()), encoding()
+    losses = Objective(term, beta=2.0)(c, IMAGE)
+    assert losses.discriminator is None
+    assert list(losses.parts) == ["local"]
+    torch.testing.assert_close(losses.encoder, -2 * losses.parts["local"])
+    only_prior = Objective(prior=made(lambda: Prior(Y_WIDTH)), gamma=0.5)(c, IMAGE)
+    assert list(only_prior.parts) == ["prior_encoder", "prior_discriminator"]
+    torch.testing.assert_close(only_prior.encoder, 0.5 * only_prior.parts["prior_encoder"])
+
+
+def test_both_views_reach_every_part():
+    o, c = objective(alpha=0.3, beta=0.7, gamma=0.2), encoding(2 * N)
+    losses = o(c, IMAGE, SEED, STEP, views=2)
+    torch.testing.assert_close(losses.parts["local"], o.local(c.y, c.map.flatten(2), IMAGE, SEED, STEP, 2))
+    torch.testing.assert_close(losses.parts["global"], o.glob(c.y, c.conv.reshape(2 * N, 8, 1), IMAGE, SEED, STEP, 2))
+    torch.testing.assert_close(losses.parts["prior_encoder"], o.prior.encoder_loss(c.y))
+    sample = o.prior.sample(2 * N, SEED, STEP)
+    torch.testing.assert_close(losses.discriminator, o.prior.discriminator_loss(c.y, sample))
+
+
+def test_each_loss_reaches_its_owners_only():
+    """From a real encoder on: the discriminator's loss moves neither it nor a critic, the encoder's not the discriminator."""
+    torch.manual_seed(0)
+    encoder = Encoder("small8x8", channels=1, code_size=Y_WIDTH)
+    critics = Dot(Y_WIDTH, 64, 8), Concat(Y_WIDTH, 128 * 4 * 4, 8)
+    local, glob = (Term(critic, ESTIMATORS["jsd"], All()) for critic in critics)
+    o = Objective(local, glob, Prior(Y_WIDTH, penalty=1.0), alpha=0.5, beta=0.5, gamma=1.0)
+    losses = o(encoder(torch.randn(N, 1, 8, 8)), IMAGE, SEED, STEP)
+    owners = {
+        "encoder": [*encoder.parameters(), *local.parameters(), *glob.parameters()],
+        "discriminator": list(o.prior.parameters()),
+    }
+    for owner, other in [("encoder", "discriminator"), ("discriminator", "encoder")]:
+        loss = getattr(losses, owner)
+        assert all(g is None for g in torch.autograd.grad(loss, owners[other], retain_graph=True, allow_unused=True))
+        assert all(g is not None for g in torch.autograd.grad(loss, owners[owner], retain_graph=True))
+
+
+def test_the_discriminators_loss_does_not_reach_the_codes():
+    c = encoding()
+    losses = objective(alpha=1.0, beta=1.0, gamma=1.0)(c, IMAGE)
+    assert torch.autograd.grad(losses.discriminator, [c.y, c.map, c.conv], allow_unused=True) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("codes_type", "loss_type"),
+    [(torch.float64, torch.float64), (torch.float32, torch.float32), (torch.bfloat16, torch.float32)],
+)
+def test_losses_are_at_least_float32(codes_type, loss_type):
+    o = objective(alpha=1.0, beta=1.0, gamma=1.0).to(loss_type)
+    c = Encoding(*(t.detach().to(codes_type) for t in encoding()))
+    with torch.autocast("cpu", torch.bfloat16, enabled=codes_type == torch.bfloat16):
+        losses = o(c, IMAGE)
+    assert all(value.dtype == loss_type for value in (losses.encoder, losses.discriminator, *losses.parts.values()))
+    assert losses.encoder.isfinite()
