@@ -1,0 +1,130 @@
+"""The README's commands and code, as a newcomer would use them."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+from dim.reading import read
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"(?:^    .*\n|^\n(?=    ))+", README, flags=re.MULTILINE)
+COMMANDS = [line.strip() for block in BLOCKS for line in block.splitlines() if line.strip().startswith(("python ", "./run"))]
+
+
+def test_the_readme_has_commands_and_code():
+    assert len(COMMANDS) >= 7
+    assert any("Objective(" in block for block in BLOCKS)
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if "train.py" in line])
+def test_every_training_command_is_a_valid_configuration(line, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(line.split("&&")[0], comments=True)
+    assert words[:2] == ["python", "train.py"]
+    if "--help" not in words:
+        read(words[2:], ROOT / "configs" / "digits.yaml", {"dry-run": ""})
+
+
+@pytest.mark.parametrize("path", re.findall(r"`((?:dim|configs|results|benchmarks|tests)/[\w./]*)`", README))
+def test_every_file_it_names_exists(path):
+    assert (ROOT / path).exists()
+
+
+def test_the_library_example_runs():
+    (code,) = (block for block in BLOCKS if "Objective(" in block and "import torch" in block)
+    names: dict = {}
+    exec("\n".join(line[4:] for line in code.splitlines()), names)
+    assert torch.isfinite(names["losses"].encoder)
+
+
+def test_the_estimator_to_add_is_right():
+    (code,) = (block for block in BLOCKS if "def nwj" in block)
+    names: dict = {}
+    exec(
+        "from dim.estimators import checked\n" + "\n".join(line[4:] for line in code.split("ESTIMATORS")[0].splitlines()), names
+    )
+    assert names["nwj"](torch.zeros(3, 2), torch.zeros(3, 4)) == 0
+
+
+def environment(**more: str) -> dict[str, str]:
+    return os.environ | {"DIM_PYTHON": sys.executable} | more
+
+
+def copy_of_the_project(folder: Path) -> Path:
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    for name in tracked:
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((ROOT / name).read_bytes())
+        target.chmod((ROOT / name).stat().st_mode)
+    return folder
+
+
+def test_the_first_command_trains_evaluates_and_wins(tmp_path):
+    """./run from its start to its table, without the installation: about a minute."""
+    project = copy_of_the_project(tmp_path)
+    done = subprocess.run(["./run"], cwd=project, env=environment(), capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert "trained fc" in done.stdout
+    assert done.stdout.rstrip().endswith("./run evaluate runs/cifar10")
+    rows = json.loads((project / "runs/digits/evaluation.json").read_text())["linear"]["rows"]
+    fc = rows["trained fc"]["10"]["accuracy"]
+    assert fc > max(rows[f"random {layer}"]["10"]["accuracy"] for layer in ("conv", "fc", "y")) + 0.03
+    assert fc > rows["raw pixels, unscaled"]["10"]["accuracy"] + 0.03
+    assert all(cell["converged"] for row in rows.values() for cell in row.values())
+    again = subprocess.run(["./run", "train"], cwd=project, env=environment(), capture_output=True, text=True, timeout=60)
+    assert "is finished: 270 steps" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "path", "message"),
+    [
+        (["fly"], None, "error: unknown job 'fly'"),
+        ([], "", "python3 is missing; on Debian or Ubuntu: apt install python3 python3-venv"),
+        ([], "exit 1", "dim needs 3.11 or later"),
+        (
+            [],
+            'case "$2" in *version_info*) exit 0 ;; esac; exit 1',
+            "python3 has no venv; on Debian or Ubuntu: apt install python3-venv",
+        ),
+    ],
+)
+def test_run_says_what_is_missing_in_one_line(words, path, message, tmp_path):
+    """With a python3 that answers as the given shell line does, or none."""
+    (tmp_path / "bin").mkdir()
+    for tool in ("sh", "dirname", "cut", "cat", "cmp"):
+        found = subprocess.run(["sh", "-c", f"command -v {tool}"], capture_output=True, text=True, check=True).stdout.strip()
+        (tmp_path / "bin" / tool).symlink_to(found)
+    if path:
+        fake = tmp_path / "bin" / "python3"
+        fake.write_text(f"#!/bin/sh\n{path}\n")
+        fake.chmod(0o755)
+    (tmp_path / "run").write_bytes((ROOT / "run").read_bytes())
+    done = subprocess.run(
+        ["sh", str(tmp_path / "run"), *words], env={"PATH": str(tmp_path / "bin")}, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_the_cifar10_commands_fit_the_real_data(real_cifar10, command):
+    for line in COMMANDS:
+        if "cifar10" in line and "train.py" in line:
+            words = shlex.split(line)[1:]
+            words = [str(ROOT / word) if word.startswith("configs/") else word for word in words]
+            if "--data.root" in words:
+                words[words.index("--data.root") + 1] = str(real_cifar10)
+            done = command(*words, *(["--dry-run"] if "--dry-run" not in words else []))
+            assert done.returncode == 0, done.stderr
+            assert "50,000 training images 3 x 32 x 32" in done.stdout
