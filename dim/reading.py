@@ -1,6 +1,6 @@
 """Reading a configuration: YAML file and command line -> a checked `Config`, or one line that says what is wrong.
 
-jsonargparse holds the types and the help; the rules against what would change a run unseen are here.
+jsonargparse checks the types; the rules against what would change a run unseen are here.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def read(argv: list[str], default: Path, flags: dict[str, str] | None = None) ->
     for name, help in (flags or {}).items():
         switches.add_argument(f"--{name}", action="store_true", help=help)
     if {"-h", "--help"} & set(argv):
-        print(switches.format_help(), schema().format_help(), sep="\n")
+        print(switches.format_help(), help_of_keys(), sep="\n")
         raise SystemExit(0)
     switches.error = refuse  # type: ignore
     chosen, rest = switches.parse_known_args(argv)
@@ -45,14 +45,23 @@ def refuse(message: str) -> None:
 
 @functools.cache
 def schema() -> Any:
-    """The schema as a jsonargparse parser, one argument for each key: it holds the help and checks types."""
+    """The schema as a jsonargparse parser, one argument for each key: it checks types."""
     import jsonargparse
 
     parser = jsonargparse.ArgumentParser(prog="configuration", exit_on_error=False, add_help=False)
-    initial = flat(Config())
-    for key, (kind, f) in leaves().items():
-        parser.add_argument(f"--{key}", type=kind, default=initial[key], help=f.metadata["help"])
+    for key, (kind, _) in leaves().items():
+        parser.add_argument(f"--{key}", type=kind)
     return parser
+
+
+def help_of_keys() -> str:
+    """A line for each key: its help, what a value may be, its default."""
+    initial = flat(Config())
+    lines = []
+    for key, (kind, f) in leaves().items():
+        default = list(initial[key]) if isinstance(initial[key], tuple) else initial[key]
+        lines.append(f"  --{key:<28} {f.metadata['help']}\n{'':<33}{possible(kind)}; default {default!r}")
+    return "configuration, as --key value here or as nested keys in the file:\n" + "\n".join(lines)
 
 
 def typed(key: str, value: Any) -> Any:

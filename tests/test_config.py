@@ -164,10 +164,9 @@ def test_a_typo_within_two_letters_is_put_right():
     wrong = [(key, key[:-1]) for key in leaves()] + [(key, key + "s") for key in leaves()]
     right = 0
     for key, typo in wrong:
-        try:
+        with pytest.raises(UserError, match="unknown key") as caught:
             read([f"--{typo}", "1"], ROOT / "configs" / "digits.yaml")
-        except UserError as error:
-            right += f"did you mean {key}?" in str(error)
+        right += f"did you mean {key}?" in str(caught.value)
     assert right >= 0.95 * len(wrong)
 
 
