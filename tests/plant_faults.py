@@ -55,7 +55,7 @@ FAULTS = (
     Fault("LayerNorm over the whole map", "norms", "return ChannelNorm(channels) if", "return nn.GroupNorm(1, channels) if", "encoders"),
     Fault("one draw for all images of a batch", "views", "draws = draws.to(images.dtype)", "draws = draws[:1].to(images.dtype).expand_as(draws)", "views"),
     Fault("C chosen with the test split", "evals/linear", "train[validation], labels[validation])", "test, test_labels)", "linear"),
-    Fault("the probe standardised by all features", "evals/linear", "mean, sd = train.mean(0)", "train = torch.cat([train, test])\n    mean, sd = train.mean(0)", "linear"),
+    Fault("the probe standardised by all features", "evals/linear", "    mean = train.mean(0)\n    train, test", "    mean = torch.cat([train, test]).mean(0)\n    train, test", "linear"),
     Fault("no refit on the whole training split", "evals/linear", "[torch.arange(len(train))] if", "[fitting] if", "linear"),
     Fault("a probe that always says it converged", "evals/linear", "return self.gradient <= TOLERANCE", "return True", "linear"),
     Fault("an update with a gradient that is not finite", "guard", "optimizer.found_inf, ", "optimizer.found_, ", "train"),

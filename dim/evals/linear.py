@@ -234,9 +234,11 @@ def choose(x: Tensor, labels: Tensor, x_validation: Tensor, validation_labels: T
 
 def standardised(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
     """Both with the mean and standard deviation of the training features; a feature that never varies becomes 0."""
-    mean, sd = train.mean(0), train.std(0, correction=0)
+    mean = train.mean(0)
+    train, test = train - mean, test - mean
+    sd = train.square().mean(0).sqrt()  # std(0) takes 4 times as long on a CPU
     scale = torch.where(sd > 1e-6, 1 / sd.clamp_min(1e-6), 0)
-    return (train - mean).mul_(scale), (test - mean).mul_(scale)
+    return train.mul_(scale), test.mul_(scale)
 
 
 def label_draws(labels: Tensor, per_class: int, draws: int) -> list[Tensor]:
