@@ -1,6 +1,7 @@
 """Evaluate runs from their folders alone: python evaluate.py RUN [RUN ...] [--probes linear] [--data.root DIR]
 
-Prints a table for each, beside a random encoder and raw pixels, and saves it as RUN/evaluation.json.
+Prints a table for each, beside a random encoder and raw pixels, and saves it as RUN/evaluation.json. Baselines that several
+runs share are computed once.
 """
 
 import argparse
@@ -17,13 +18,14 @@ from tqdm import tqdm
 from dim import build, checkpoint
 from dim.config import Config, UserError
 from dim.data import Dataset
+from dim.encoders import Encoder
 from dim.evals import linear
 from dim.evals.features import LAYERS, features, raw_pixels, set_statistics
 from dim.reading import refuse, saved
 
 
-def evaluate(folder: Path, names: list[str], root: str | None) -> None:
-    """Every named evaluator on the run in a folder."""
+def evaluate(folder: Path, names: list[str], root: str | None, known: dict) -> None:
+    """Every named evaluator on the run in a folder. known: baselines of runs before it, shared where they are the same."""
     config = saved(folder)
     if root is not None:
         config = replace(config, data=replace(config.data, root=root))
@@ -31,12 +33,21 @@ def evaluate(folder: Path, names: list[str], root: str | None) -> None:
     data = build.dataset(config)
     results = {"run": config_facts(config, data, state)}
     for name in names:
-        rows = tqdm(subjects(config, data, state), desc=f"{folder.name}: {name}", unit="row", disable=None)
-        results[name] = build.EVALUATORS[name](rows, data, config.data.split_seed)
+        evaluator = build.EVALUATORS[name]
+        key = (name, data.fingerprint, config.data.split_seed, config.seed, config.encoder, config.norm, config.precision)
+        if key not in known:
+            known[key] = evaluator(bar(baselines(config, data), name, "baselines"), data, config.data.split_seed)
+        results[name] = evaluator(bar(trained(config, data, state), name, folder.name), data, config.data.split_seed)
+        results[name]["rows"] = known[key]["rows"] | results[name]["rows"]
         print(table(results[name]), headline(results[name]), sep="\n")
     path = folder / "evaluation.json"
     path.write_text(json.dumps(results, indent=1) + "\n")
     print(f"saved as {path}")
+
+
+def bar(rows: Iterator, name: str, what: str) -> Iterator:
+    """The rows with a progress bar."""
+    return tqdm(rows, desc=f"{name}, {what}", unit=" rows", disable=None)
 
 
 def config_facts(config: Config, data: Dataset, state: dict) -> dict:
@@ -51,25 +62,41 @@ def config_facts(config: Config, data: Dataset, state: dict) -> dict:
     }
 
 
-def subjects(config: Config, data: Dataset, state: dict) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """What is probed, one at a time since maps are large: (name, training features, test features).
+Rows = Iterator[tuple[str, Tensor, Tensor]]  # name, training features, test features; one at a time since maps are large
 
-    Raw pixels; the encoder as it was before training, same seed and architecture, BatchNorm statistics set on the training
-    images; the trained encoder.
-    """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    train, test = data.train.images.to(device), data.test.images.to(device)
-    pixels = raw_pixels(data, train), raw_pixels(data, test)
+
+def baselines(config: Config, data: Dataset) -> Rows:
+    """Raw pixels, and the encoder before training: same seed and architecture, BatchNorm statistics set on training images."""
+    pixels = raw_pixels(data, data.train.images.to(device())), raw_pixels(data, data.test.images.to(device()))
     if linear.PROTOCOLS.get(data.name, linear.Protocol()).unscaled:
         yield linear.UNSCALED, *pixels
     yield "raw pixels", *pixels
-    random, trained = (build.encoder(config, train.shape[1]).to(device).to(memory_format=torch.channels_last) for _ in range(2))
-    set_statistics(random, data, train)
-    trained.load_state_dict(state["encoder"])
-    for name, encoder in (("random", random), ("trained", trained)):
-        found = features(encoder, data, train), features(encoder, data, test)
-        for layer in LAYERS:
-            yield f"{name} {layer}", found[0].pop(layer), found[1].pop(layer)
+    encoder = first_encoder(config, data)
+    yield from layers("random", set_statistics(encoder, data, data.train.images), data)
+
+
+def trained(config: Config, data: Dataset, state: dict) -> Rows:
+    """The trained encoder."""
+    encoder = first_encoder(config, data)
+    encoder.load_state_dict(state["encoder"])
+    yield from layers("trained", encoder, data)
+
+
+def layers(name: str, encoder: Encoder, data: Dataset) -> Rows:
+    """Each layer of an encoder."""
+    train, test = features(encoder, data, data.train.images), features(encoder, data, data.test.images)
+    for layer in LAYERS:
+        yield f"{name} {layer}", train.pop(layer), test.pop(layer)
+
+
+def first_encoder(config: Config, data: Dataset) -> Encoder:
+    """The run's encoder with its first weights."""
+    return build.encoder(config, data.train.images.shape[1]).to(device()).to(memory_format=torch.channels_last)
+
+
+def device() -> str:
+    """Where features and probes are computed."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def table(result: dict) -> str:
@@ -109,8 +136,9 @@ def main(argv: list[str]) -> int:
     parser.error = refuse  # type: ignore
     try:
         chosen = parser.parse_args(argv)
+        known: dict = {}
         for folder in chosen.runs:
-            evaluate(folder, chosen.probes, chosen.root)
+            evaluate(folder, chosen.probes, chosen.root, known)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

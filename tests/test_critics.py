@@ -19,6 +19,11 @@ each_critic = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 each_norm = pytest.mark.parametrize("kind", NORMS)
 
 
+@pytest.fixture(autouse=True)
+def first_weights():
+    torch.manual_seed(0)
+
+
 def shaken(module, seed=0):
     """In float64, every parameter moved off its first value: gains off 1, biases off 0."""
     draws = torch.Generator().manual_seed(seed)
@@ -113,7 +118,6 @@ def test_concat_is_the_tiled_network():
 
 def test_concat_starts_like_the_one_layer_it_is():
     """Both parts uniform within 1 / sqrt(Dy + Dm), torch's rule for the whole layer, not for each part."""
-    torch.manual_seed(0)
     critic, bound = Concat(16, 48, 256), 1 / math.sqrt(16 + 48)
     for weight in (critic.anchor_part.weight, critic.map_part.weight, critic.anchor_part.bias):
         assert weight.shape[0] == 256
@@ -139,7 +143,6 @@ def test_parameters_of_the_papers_concat_critic():
 
 
 def test_shortcut_starts_near_the_identity():
-    torch.manual_seed(0)
     weight = ResidualHead(6, 10).shortcut.weight.detach()
     assert weight.shape == (10, 6)
     assert torch.equal(weight.diagonal(), torch.ones(6))
@@ -152,7 +155,6 @@ def test_shortcut_starts_near_the_identity():
 
 def test_first_scores_of_dot_have_standard_deviation_sqrt_units():
     """Outputs of LayerNorm have squared length U, so at scale 1 the paper's scores start near sqrt(2048) = 45."""
-    torch.manual_seed(0)
     critic, units = Dot(16, 16, 256), 256
     a, b = critic.embed(torch.randn(64, 16), torch.randn(64, 16, 4))
     torch.testing.assert_close(a.square().sum(1), torch.full((64,), float(units)), rtol=0.01, atol=0)
@@ -238,7 +240,6 @@ def every_score(critic, a, b):
 
 @each_critic
 def test_scores_under_autocast_are_float32(make):
-    torch.manual_seed(0)
     critic = make()
     y, m = normal(2, Y_WIDTH).float(), normal(2, MAP_WIDTH, 2, seed=1).float()
     with torch.autocast("cpu", torch.bfloat16):

@@ -51,6 +51,11 @@ def test_every_layer_of_alex_has_the_papers_size():
 # ---- what it computes
 
 
+@pytest.fixture(autouse=True)
+def first_weights():
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def tiny(monkeypatch):
     """An architecture with everything in it: pooling, no padding, two hidden vectors."""

@@ -59,7 +59,8 @@ def test_the_headline_names_the_winner_whoever_it_is():
 def test_the_random_encoder_is_the_trained_one_before_its_first_step(trained):
     config, state = saved(trained), torch.load(trained / "checkpoint.pt", weights_only=True)
     data = build.dataset(config)
-    found = {name: test for name, _, test in evaluate.subjects(config, data, state)}
+    rows = [*evaluate.baselines(config, data), *evaluate.trained(config, data, state)]
+    found = {name: test for name, _, test in rows}
     start = set_statistics(build.encoder(config, 1), data, data.train.images)
     assert torch.allclose(found["random fc"], features(start, data, data.test.images)["fc"], atol=1e-3)
     end = build.encoder(config, 1)
@@ -67,6 +68,22 @@ def test_the_random_encoder_is_the_trained_one_before_its_first_step(trained):
     assert torch.allclose(found["trained y"], features(end, data, data.test.images)["y"], atol=1e-3)
     assert not torch.allclose(found["random y"], found["trained y"], atol=1e-1)
     assert torch.equal(found["raw pixels"], data.test.images.flatten(1) / 16)
+
+
+def test_several_runs_share_their_baselines(trained, two_columns, tmp_path, monkeypatch, capsys):
+    assert train.main(tiny(tmp_path / "jsd", "--objective.local.estimator", "jsd")) == 0
+    assert train.main(tiny(tmp_path / "seed", "--seed", "1")) == 0
+    made, before = [], evaluate.baselines
+    monkeypatch.setattr(evaluate, "baselines", lambda config, data: made.append(config.seed) or before(config, data))
+    assert evaluate.main([str(trained), str(tmp_path / "jsd"), str(tmp_path / "seed")]) == 0
+    assert made == [0, 1]
+    one, two, three = (
+        json.loads((folder / "evaluation.json").read_text())["linear"]["rows"]
+        for folder in (trained, tmp_path / "jsd", tmp_path / "seed")
+    )
+    assert list(one) == list(two) == list(three)
+    assert one["random fc"] == two["random fc"] != three["random fc"]
+    assert one["trained fc"] != two["trained fc"]
 
 
 @pytest.mark.parametrize(

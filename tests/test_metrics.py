@@ -154,7 +154,8 @@ TERMS = [TermFacts("local", "nats", 64, 4032, math.log(4033), 0, ""), TermFacts(
 
 
 def test_means_are_over_steps_and_each_bound_says_its_ceiling():
-    sums = {"steps": 4, "loss": -8, "gradient_norm": 2, "local": 10, "global": 6, "prior_encoder": 3, "prior_discriminator": 5}
+    sums = {"steps": 4, "loss": -8, "gradient_norm": 2, "local": 10, "global": 6}
+    sums |= {"prior_encoder": 3, "prior_discriminator": 5, "prior_gradient_norm": 7}
     row = means({name: torch.tensor(float(value)) for name, value in sums.items()}, TERMS)
     assert row == {
         "loss": -2.0,
@@ -169,11 +170,13 @@ def test_means_are_over_steps_and_each_bound_says_its_ceiling():
         "global/negatives_per_anchor": 63,
         "prior/encoder_loss_nats": 0.75,
         "prior/discriminator_loss_nats": 1.25,
+        "prior/gradient_norm": 1.75,
     }
 
 
 def test_rows_without_a_prior_say_nothing_of_one():
-    row = means({name: torch.tensor(1.0) for name in ("steps", "loss", "gradient_norm", "local")}, TERMS[:1])
+    sums = {"steps": 4, "loss": -8, "gradient_norm": 2, "local": 10}
+    row = means({name: torch.tensor(float(value)) for name, value in sums.items()}, TERMS[:1])
     assert not [key for key in row if "prior" in key or "global" in key]
 
 
