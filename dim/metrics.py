@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dim.config import UserError
 from dim.estimators import raised
 
 
@@ -16,6 +17,10 @@ class JsonLines:
     def __init__(self, path: Path, length: int = 0):
         self.path = path
         with open(path, "ab") as file:
+            if file.tell() < length:
+                raise UserError(
+                    f"{path} is shorter than the checkpoint beside it says: put it back, or train in another folder"
+                )
             file.truncate(length)
 
     @property
@@ -72,7 +77,7 @@ def code_statistics(y: Tensor) -> dict[str, float]:
     sd = centred.square().mean(0).sqrt()
     return {
         "code/sd_min": sd.min().item(),
-        "code/sd_median": sd.median().item(),
+        "code/sd_median": sd.quantile(0.5).item(),
         "code/dead_units": int((sd < 1e-3).sum()),
         "code/effective_rank": effective_rank(centred).item(),
     }

@@ -54,7 +54,7 @@ class Sampled:
             raise ValueError(f"{self.k} negatives asked of {others}: {len(image)} images in the pool, {locations} locations")
         draws = generator(seed, "negatives", step, device=own.device)
         order = torch.randperm(others, generator=draws, device=own.device)
-        start = torch.randint(others, (len(own), 1), generator=draws, device=own.device)
+        start = torch.randint(others, (len(image), 1), generator=draws, device=own.device)[own]  # by place
         row = order[(start + torch.arange(self.k, device=own.device)) % others]  # places among the other images
         return row + locations * (row >= own[:, None] * locations)  # step over the own image
 

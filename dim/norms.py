@@ -23,6 +23,8 @@ def norm(kind: str, channels: int, dims: int) -> nn.Module:
 
     batch: as in every preset of the paper, statistics over the batch; layer: the control without batch statistics; none.
     """
+    if kind not in NORMS:
+        raise ValueError(f"unknown norm {kind!r}: it must be one of {', '.join(NORMS)}")
     if kind == "batch":
         return nn.BatchNorm2d(channels) if dims == 2 else nn.BatchNorm1d(channels)
     return ChannelNorm(channels) if kind == "layer" else nn.Identity()

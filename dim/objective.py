@@ -23,7 +23,7 @@ from dim.prior import Prior
 class Term(nn.Module):
     """One mutual-information term between global vectors and places of maps: critic x pool x negatives x estimator.
 
-    symmetric averages it with the same estimate the other way round: anchors the P L locations, pool the global vectors,
+    symmetric averages it with the same estimate the other way round: anchors the A L own locations, pool the global vectors,
     K = A - 1 with a ceiling of its own.
     """
 
@@ -54,14 +54,15 @@ class Term(nn.Module):
     def estimate(self, a: Tensor, b: Tensor, image: Tensor, seed: int, step: int) -> Tensor:
         """a [A, U], b [A, L, U], image [A] -> scalar."""
         b, image, own = self.pool(b, image)  # who may be a negative
-        pos = self.critic.score(a[:, None], b.index_select(0, own))  # own locations [A, L]
+        mine = b.index_select(0, own)  # each anchor's own map [A, L, U]
+        pos = self.critic.score(a[:, None], mine)  # own locations [A, L]
         rows = self.negatives(own, image, b.shape[1], seed, step)  # rows of other images [A, K]; None: all of them
         neg = self.critic.pairs(a, b, own, rows)  # real negatives only [A, K]
         value = self.estimator(pos, neg)  # larger is better
         if not self.symmetric:
             return value
-        own = own.repeat_interleave(b.shape[1])  # of each location, the place of its image's vector
-        neg = self.critic.pairs(b.flatten(0, 1), a[:, None], own)  # [A L, A - 1]
+        own = torch.arange(len(a), device=a.device).repeat_interleave(b.shape[1])  # of each location, its image's vector
+        neg = self.critic.pairs(mine.flatten(0, 1), a[:, None], own)  # [A L, A - 1]
         return (value + self.estimator(pos.reshape(-1, 1), neg)) / 2
 
 

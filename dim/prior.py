@@ -8,11 +8,10 @@ non-saturating one, as in the official code; the paper writes the minimax form o
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from dim.estimators import jsd, raised
+from dim.estimators import jsd, raised, softplus
 from dim.randomness import generator
 
 
@@ -37,14 +36,16 @@ class Prior(nn.Module):
     def sample(self, n: int, seed: int, step: int, device: torch.device | str = "cpu") -> Tensor:
         """n draws of the prior [n, d], a function of seed, step and place."""
         draws = generator(seed, "prior", step, device=device)
-        draw = torch.rand if self.kind == "uniform" else torch.randn
-        return draw(n, self.code_size, generator=draws, device=device)
+        uniform = torch.rand(n, self.code_size, generator=draws, device=device)
+        if self.kind == "uniform":
+            return uniform
+        return torch.special.ndtri(uniform.clamp_min(2**-25))  # torch.randn's first rows would depend on n
 
     def encoder_loss(self, y: Tensor) -> Tensor:
         """E sp(-D(y)), y [N, d] -> scalar, nats, log 2 at D = 0; no gradient reaches D."""
         frozen = {name: weight.detach() for name, weight in self.net.named_parameters()}
         with torch.autocast(y.device.type, enabled=False):
-            return F.softplus(-functional_call(self.net, frozen, (self.squash(y),))).mean()
+            return softplus(-functional_call(self.net, frozen, (self.squash(y),))).mean()
 
     def discriminator_loss(self, y: Tensor, sample: Tensor) -> Tensor:
         """2 log 2 - jsd(D(sample), D(y)) + penalty, y and sample [N, d] -> scalar, nats, 2 log 2 at D = 0.
@@ -52,7 +53,7 @@ class Prior(nn.Module):
         No gradient reaches the encoder. The first part is twice the binary cross-entropy of "sample" against "code".
         """
         with torch.autocast(y.device.type, enabled=False):
-            code, sample = self.squash(y.detach()), sample.to(raised(y).dtype)
+            code, sample = self.squash(y.detach()), sample.detach().to(raised(y).dtype)
             if self.penalty:
                 code, sample = code.requires_grad_(), sample.requires_grad_()
             real, fake = self.net(sample), self.net(code)

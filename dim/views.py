@@ -62,7 +62,8 @@ class Affine:
 
 def draw_table(seed: int, epoch: int, samples: int, views: int, draws: int) -> Tensor:
     """The numbers behind every picture of an epoch: uniform in [-1, 1], [samples, views, draws]."""
-    return torch.rand(samples, views, draws, generator=generator(seed, "views", epoch)) * 2 - 1
+    tables = [torch.rand(samples, draws, generator=generator(seed, "views", epoch, view)) for view in range(views)]
+    return torch.stack(tables, 1) * 2 - 1
 
 
 VIEWS = {"none": Identity, "affine": Affine}

@@ -210,3 +210,8 @@ def test_norm_by_name(kind, dims):
     layer = norm(kind, 4, dims)
     assert type(layer) is {"batch": nn.BatchNorm2d if dims else nn.BatchNorm1d, "layer": ChannelNorm, "none": nn.Identity}[kind]
     assert layer(torch.randn(3, 4, *[2] * dims)).shape == (3, 4, *[2] * dims)
+
+
+def test_an_unknown_norm_is_refused():
+    with pytest.raises(ValueError, match="unknown norm 'batchnorm': it must be one of batch, layer, none"):
+        Encoder("small8x8", 1, norm="batchnorm")

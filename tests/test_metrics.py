@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dim.build import TermFacts
+from dim.config import UserError
 from dim.metrics import JsonLines, bar_text, code_statistics, effective_rank, means
 
 
@@ -75,7 +76,6 @@ def test_standard_deviations_equal_a_loop():
     assert row["code/dead_units"] == 0
 
 
-@pytest.mark.xfail(strict=True, reason="torch.median takes the lower of the two middle values")
 def test_median_of_an_even_number_of_dimensions():
     y = normal(9, 4) * torch.tensor([1.0, 0.2, 3.0, 0.5])
     assert code_statistics(y)["code/sd_median"] == pytest.approx(median(pstdev(column) for column in y.T.tolist()), abs=1e-12)
@@ -183,3 +183,10 @@ def test_rows_without_a_prior_say_nothing_of_one():
 def test_bar_text():
     row = {"images_per_second": 1234.6, "local/bound_nats": 2.5, "global/bound_nats": 1.5, "probe/linear": 0.9314, "loss": 1.0}
     assert bar_text(row, TERMS) == "1,235 img/s, local 2.50 of 8.30 nats, global 1.50 nats, probe/linear 93.1%"
+
+
+def test_a_log_shorter_than_the_checkpoint_says_is_refused(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    JsonLines(path).write({"step": 1})
+    with pytest.raises(UserError, match="is shorter than the checkpoint beside it says"):
+        JsonLines(path, 1000)

@@ -135,7 +135,6 @@ def test_sampled_differs_between_anchors():
     assert len({tuple(sorted(row)) for row in places.tolist()}) >= 15
 
 
-@pytest.mark.xfail(strict=True, reason="starts are drawn by the anchor's row in `own`, not by its place in the pool")
 def test_sampled_depends_on_the_anchors_place_not_on_who_stands_beside_it():
     """So two ranks that hold half of the anchors each choose what one rank would."""
     whole = chosen(Sampled(6), range(IMAGES))

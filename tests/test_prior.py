@@ -185,7 +185,7 @@ def test_a_sample_is_a_function_of_seed_and_step(kind):
     "kind",
     [
         "uniform",
-        pytest.param("normal", marks=pytest.mark.xfail(strict=True, reason="torch.randn's draws depend on how many there are")),
+        "normal",
     ],
 )
 def test_a_sample_does_not_depend_on_the_size_of_the_batch(kind):
@@ -198,7 +198,6 @@ def test_a_sample_does_not_depend_on_the_size_of_the_batch(kind):
 # ---- arguments
 
 
-@pytest.mark.xfail(strict=True, reason="with a penalty the caller's sample is switched to requires_grad")
 def test_the_callers_tensors_are_left_as_they_were():
     prior = prior_of(penalty=1.0)
     y, sample = codes_and_sample(prior)
@@ -206,7 +205,6 @@ def test_the_callers_tensors_are_left_as_they_were():
     assert not sample.requires_grad
 
 
-@pytest.mark.xfail(strict=True, reason="torch's softplus turns linear at 20, the one of dim.estimators at 40")
 def test_encoder_loss_keeps_float64():
     prior = prior_of()
     with torch.no_grad():

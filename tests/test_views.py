@@ -141,3 +141,9 @@ def test_the_same_picture_whatever_the_order_of_the_epoch():
     for order, size in [([5, 1, 0, 3, 2, 4], 2), ([0, 2, 4, 1, 3, 5], 3)]:
         for batch in torch.tensor(order).split(size):
             torch.testing.assert_close(WILD(images[batch], table[batch]), whole[batch], rtol=0, atol=1e-12)
+
+
+def test_a_view_does_not_depend_on_how_many_there_are():
+    assert torch.equal(draw_table(0, 3, 20, 1, 6)[:, 0], draw_table(0, 3, 20, 2, 6)[:, 0])
+    two = draw_table(0, 3, 20, 2, 6)
+    assert not torch.equal(two[:, 0], two[:, 1])
