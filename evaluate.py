@@ -7,6 +7,7 @@ runs share are computed once.
 import argparse
 import json
 import sys
+import textwrap
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -103,7 +104,7 @@ def table(result: dict) -> str:
     """A result as text: accuracy in per cent, a row for each kind of features, a column for each number of labels."""
     columns = result["labels"]
     titles = [f"{column} labels" if column == "all" else f"{column} a class" for column in columns]
-    lines = [result["protocol"], "", " " * 22 + "".join(f"{title:>14}" for title in titles)]
+    lines = [*textwrap.wrap(result["protocol"], 100), "", " " * 22 + "".join(f"{title:>14}" for title in titles)]
     for name, row in result["rows"].items():
         cells = []
         for column in columns:
@@ -111,7 +112,7 @@ def table(result: dict) -> str:
             spread = "" if cell["sd"] is None else f" +- {100 * cell['sd']:.1f}"
             cells.append(f"{100 * cell['accuracy']:.1f}{spread}" + ("" if cell["converged"] else "*"))
         lines.append(f"{name:<22}" + "".join(f"{cell:>14}" for cell in cells))
-    if any("*" in line for line in lines[3:]):
+    if any(not row[column]["converged"] for row in result["rows"].values() for column in columns):
         lines.append(f"* not converged: a gradient component above {linear.TOLERANCE:g}")
     return "\n".join(lines)
 

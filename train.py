@@ -16,7 +16,7 @@ from dim.config import Config, UserError
 from dim.data import Dataset
 from dim.evals.linear import quick_probe
 from dim.guard import Guard
-from dim.reading import prepare, read
+from dim.reading import one_line, prepare, read
 from dim.summary import summary
 from dim.views import draw_table
 
@@ -77,6 +77,8 @@ def train(config: Config, data: Dataset, folder: Path, dry_run: bool = False) ->
     warned = False
 
     def save(step: int) -> None:
+        if not finite(modules):
+            raise DivergedError(f"step {step - 1}: the update made weights or statistics that are not finite; {kept(folder)}")
         state = {name: part.state_dict() for name, part in modules.items()}
         state |= {name: opt.state_dict() for name, (opt, _) in optimizers.items()}
         versions = {"torch": str(torch.__version__), "device": str(device), "threads": torch.get_num_threads()}
@@ -173,10 +175,19 @@ def gradient_norm(optimizer: torch.optim.Optimizer) -> torch.Tensor:
 def stop_if_bad(guard: Guard, folder: Path) -> None:
     """Raise DivergedError at the first non-finite number; the last checkpoint is from before it."""
     if verdict := guard.verdict():
-        kept = folder / "checkpoint.pt"
-        raise DivergedError(
-            f"{verdict}; no update was made from there on; last good state: {kept if kept.exists() else 'none'}"
-        )
+        raise DivergedError(f"{verdict}; no update was made from there on; {kept(folder)}")
+
+
+def kept(folder: Path) -> str:
+    """Where the last good state of a run is."""
+    path = folder / "checkpoint.pt"
+    return f"last good state: {path if path.exists() else 'none'}"
+
+
+def finite(modules: dict[str, torch.nn.Module]) -> bool:
+    """Whether all parameters and statistics are finite; one read from the device, only before a save."""
+    tensors = [t for module in modules.values() for t in module.state_dict().values() if t.is_floating_point()]
+    return bool(torch.stack([torch.isfinite(t).all() for t in tensors]).all())
 
 
 def warn(message: str) -> None:
@@ -198,6 +209,12 @@ def main(argv: list[str]) -> int:
     except DivergedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
+    except (MemoryError, torch.OutOfMemoryError, OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise  # a fault of dim's own, with its traceback
+        reason = one_line(str(error)) or "out of memory"
+        print(f"error: the machine: {reason}; lower train.batch_size or units if it is memory, free the disk", file=sys.stderr)
+        return 4
     except KeyboardInterrupt:
         print("stopped; the same command continues from the last checkpoint", file=sys.stderr)
         return 130

@@ -222,8 +222,11 @@ def prepare(config: Config, folder: Path) -> None:
             f"{folder} holds a run with another configuration ({'; '.join(changed[:3])}{more}): "
             "give another --run.dir, or delete it"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(dump(config))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(dump(config))
+    except OSError as error:
+        raise UserError(f"run.dir {folder} cannot be written: {error.strerror}") from None
 
 
 def differences(old: Config, new: Config) -> list[str]:

@@ -190,6 +190,39 @@ def test_bad_numbers_end_a_run_at_once_on_a_cpu_with_exit_code_3(tmp_path, capsy
         assert all(torch.isfinite(t).all() for t in kept[part].values())
 
 
+def test_an_update_that_ends_in_bad_weights_is_not_saved(tmp_path, capsys):
+    words = ["--train.lr", "1e39", "--train.batch_size", "1257"]  # one step, whose loss and gradient are fine
+    assert run(tmp_path / "r", *words) == 3
+    assert "step 0: the update made weights or statistics that are not finite; last good state: none" in capsys.readouterr().err
+    assert not (tmp_path / "r" / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), OSError(28, "No space left on device")]
+)
+def test_a_machine_that_cannot_go_on_is_one_line_and_exit_code_4(error, tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(checkpoint, "save", fail)
+    assert run(tmp_path / "r") == 4
+    err = capsys.readouterr().err
+    assert err.startswith("error: the machine: ")
+    assert err.count("\n") == 1
+
+
+def test_a_fault_of_our_own_keeps_its_traceback(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "summary", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(tmp_path / "r")
+
+
+def test_a_run_folder_that_cannot_be_made_is_one_line(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert run(tmp_path / "file") == 2
+    assert "cannot be written: File exists" in capsys.readouterr().err
+
+
 def test_the_guard_withholds_every_update_from_the_first_bad_step_on():
     weight = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.Adam([weight], 0.1, fused=True)
