@@ -53,8 +53,8 @@ class Dot(Critic):
     """
 
     # Rows of the pool gathered for each anchor cost this many times more than their scores in the table of one matmul
-    # (`benchmarks/gather_or_table.py`); from a share of 1 / GATHER of the pool on, the table is made and read.
-    GATHER = 32
+    # (`benchmarks/gather_or_table.py`: 60 to 140 on a CPU); from a share of 1 / GATHER of the pool on, the table is made.
+    GATHER = 96
 
     def __init__(self, anchor_width: int, map_width: int, units: int, scale: float = 1.0, norm: str = "batch"):
         super().__init__()
