@@ -32,13 +32,15 @@ def evaluate(folder: Path, names: list[str], root: str | None, known: dict) -> N
         config = replace(config, data=replace(config.data, root=root))
     state = checkpoint.load(folder / "checkpoint.pt")
     data = build.dataset(config)
+    steps = config.train.epochs * (len(data.train) // config.train.batch_size)
+    print(f"{folder}: {state['step']:,} of {steps:,} steps trained")
     results = {"run": config_facts(config, data, state)}
     for name in names:
         evaluator = build.EVALUATORS[name]
         key = (name, data.fingerprint, config.data.split_seed, config.seed, config.encoder, config.norm, config.precision)
         if key not in known:
-            known[key] = evaluator(bar(baselines(config, data), name, "baselines"), data, config.data.split_seed)
-        results[name] = evaluator(bar(trained(config, data, state), name, folder.name), data, config.data.split_seed)
+            known[key] = evaluator(bar(baselines(config, data), name), data, config.data.split_seed)
+        results[name] = evaluator(bar(trained(config, data, state), name), data, config.data.split_seed)
         results[name]["rows"] = known[key]["rows"] | results[name]["rows"]
         print(table(results[name]), headline(results[name]), sep="\n")
     path = folder / "evaluation.json"
@@ -46,9 +48,12 @@ def evaluate(folder: Path, names: list[str], root: str | None, known: dict) -> N
     print(f"saved as {path}")
 
 
-def bar(rows: Iterator, name: str, what: str) -> Iterator:
-    """The rows with a progress bar."""
-    return tqdm(rows, desc=f"{name}, {what}", unit=" rows", disable=None)
+def bar(rows: Iterator, evaluator: str) -> Iterator:
+    """The rows, with a line that says which one is being worked on."""
+    with tqdm(disable=None, bar_format="{desc} [{elapsed}]") as line:
+        for row in rows:
+            line.set_description_str(f"{evaluator}: {row[0]}")
+            yield row
 
 
 def config_facts(config: Config, data: Dataset, state: dict) -> dict:
@@ -104,7 +109,8 @@ def table(result: dict) -> str:
     """A result as text: accuracy in per cent, a row for each kind of features, a column for each number of labels."""
     columns = result["labels"]
     titles = [f"{column} labels" if column == "all" else f"{column} a class" for column in columns]
-    lines = [*textwrap.wrap(result["protocol"], 100), "", " " * 22 + "".join(f"{title:>14}" for title in titles)]
+    title = f"test accuracy in %, chance {100 * result['chance']:g}"
+    lines = [*textwrap.wrap(f"{title}; {result['protocol']}", 96), "", " " * 22 + "".join(f"{title:>14}" for title in titles)]
     for name, row in result["rows"].items():
         cells = []
         for column in columns:
@@ -126,7 +132,7 @@ def headline(result: dict) -> str:
     parts = [f"{name} {100 * score[name]:.1f} ({trained - 100 * score[name]:+.1f})" for name in rivals]
     verdict = "ahead of both" if trained > 100 * max(score[name] for name in rivals) else "not ahead of both"
     labels = "all labels" if column == "all" else f"{column} labels a class"
-    return f"\nfc after training, {labels}: {trained:.1f}, against {' and '.join(parts)}: {verdict}"
+    return f"\nfc after training, {labels}: {trained:.1f}\nagainst {' and '.join(parts)}: {verdict}"
 
 
 def main(argv: list[str]) -> int:
@@ -143,6 +149,9 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; nothing was saved of the run being evaluated", file=sys.stderr)
+        return 130
     return 0
 
 

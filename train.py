@@ -4,6 +4,7 @@ Without --config the embedded default, configs/digits.yaml. The same command con
 """
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -87,6 +88,7 @@ def train(config: Config, data: Dataset, folder: Path, dry_run: bool = False) ->
             {**state, "step": step, "sums": sums, "log_length": log.length, "versions": versions},
         )
 
+    asked = stop_when_asked()
     clock, clock_step = time.perf_counter(), start
     bar = tqdm(range(start, steps), initial=start, total=steps, disable=None, unit="step", dynamic_ncols=True)
     for step in bar:
@@ -127,7 +129,7 @@ def train(config: Config, data: Dataset, folder: Path, dry_run: bool = False) ->
         logs = done % config.run.log_every == 0 or done == steps
         saves = done % config.run.save_every == 0 or done == steps
         probes = config.run.probe_every and epoch_ends and (epoch + 1) % config.run.probe_every == 0
-        if logs or saves or probes or device.type == "cpu":
+        if logs or saves or probes or asked or device.type == "cpu":
             stop_if_bad(guard, folder)
         if logs or probes:
             seconds = time.perf_counter() - clock
@@ -142,13 +144,14 @@ def train(config: Config, data: Dataset, folder: Path, dry_run: bool = False) ->
             bar.set_postfix_str(metrics.bar_text(row, terms))
             if row["code/effective_rank"] < 2 and not warned:
                 warned = True
-                warn(
-                    f"step {done}: the code collapses, effective rank {row['code/effective_rank']:.1f} of "
-                    f"{codes.y.shape[1]}; lower objective.prior.lr or objective.prior.weight, or train.lr"
-                )
+                cure = "train.lr" + ", objective.prior.lr or objective.prior.weight" * (objective.prior is not None)
+                rank = row["code/effective_rank"]
+                warn(f"step {done}: the code collapses, effective rank {rank:.1f} of {codes.y.shape[1]}; lower {cure}")
             sums, clock, clock_step = {}, time.perf_counter(), done
-        if saves:
+        if saves or asked:
             save(done)
+        if asked and done < steps:
+            raise KeyboardInterrupt(f"stopped at step {done:,} of {steps:,}, saved; the same command continues there")
     print(f"{folder}: {steps} steps done. Evaluate it with: python evaluate.py {folder}")
 
 
@@ -163,6 +166,19 @@ def choose_device(config: Config) -> torch.device:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
         torch.use_deterministic_algorithms(True)
     return torch.device(name)
+
+
+def stop_when_asked() -> list[bool]:
+    """A list that Ctrl-C makes non-empty, so that a step is finished and saved first; a second Ctrl-C stops at once."""
+    asked: list[bool] = []
+
+    def ask(number, frame):
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(True)
+
+    signal.signal(signal.SIGINT, ask)
+    return asked
 
 
 def gradient_norm(optimizer: torch.optim.Optimizer) -> torch.Tensor:
@@ -201,6 +217,7 @@ def main(argv: list[str]) -> int:
         flags = {"dry-run": "print shapes, sizes and negatives, then stop"}
         config, chosen = read(argv, HERE / "configs" / "digits.yaml", flags)
         folder = Path(config.run.dir or Path("runs") / chosen.config.stem)
+        print(f"run        {folder}, from {chosen.config.name} and the command line")
         data = build.dataset(config)
         train(config, data, folder, chosen.dry_run)
     except UserError as error:
@@ -215,9 +232,11 @@ def main(argv: list[str]) -> int:
         reason = one_line(str(error)) or "out of memory"
         print(f"error: the machine: {reason}; lower train.batch_size or units if it is memory, free the disk", file=sys.stderr)
         return 4
-    except KeyboardInterrupt:
-        print("stopped; the same command continues from the last checkpoint", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "stopped at once; the same command continues from the last checkpoint, if any", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     return 0
 
 

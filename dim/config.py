@@ -156,7 +156,9 @@ def check(config: Config) -> None:
     if max(config.train.betas) >= 1:
         raise UserError(f"train.betas is {list(config.train.betas)}: both must be below 1")
     if config.views.number == 2 and config.views.kind == "none":
-        raise UserError("views.number is 2 but views.kind is none, so both would be equal: set views.kind affine or number 1")
+        raise UserError(
+            "views.number is 2 but views.kind is none, so both would be equal: set views.kind affine or views.number 1"
+        )
     if config.precision == "float64" and config.device == "mps":
         raise UserError("precision float64 is not possible on device mps: choose float32 or device cpu")
     terms = {"local": config.objective.local, "glob": config.objective.glob}
@@ -169,10 +171,12 @@ def check(config: Config) -> None:
 def check_term(key: str, term: Term, config: Config) -> None:
     """The contradictions within one term; how many negatives exist is checked where the map's size is known."""
     if term.negatives == "all" and term.k:
-        raise UserError(f"{key}.k is {term.k} but {key}.negatives is all: set it to sampled or shifted, or k to 0")
+        raise UserError(f"{key}.k is {term.k} but {key}.negatives is all: set that to sampled or shifted, or {key}.k to 0")
     if term.negatives != "all" and not term.k:
         raise UserError(f"{key}.negatives is {term.negatives} and needs {key}.k of at least 1")
     if term.negatives == "shifted" and term.k >= config.train.batch_size:
         raise UserError(f"{key}.k is {term.k}: a batch of {config.train.batch_size} has {config.train.batch_size - 1} shifts")
     if term.critic == "concat" and term.scale != 1:
-        raise UserError(f"{key}.scale is {term.scale}, but only the dot critic has a scale: remove it or set critic dot")
+        raise UserError(
+            f"{key}.scale is {term.scale}, but only the dot critic has a scale: set it to 1, or {key}.critic to dot"
+        )

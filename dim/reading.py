@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from dim.config import Config, UserError, built, check, flat, leaves
 
-ELSEWHERE = ("run.dir", "device", "data.root", "data.download")  # where a run happens, not what it is
+ELSEWHERE = ("run.", "device", "data.root", "data.download")  # where a run happens and what it writes, not what it is
 
 
 def read(argv: list[str], default: Path, flags: dict[str, str] | None = None) -> tuple[Config, argparse.Namespace]:
@@ -24,7 +24,13 @@ def read(argv: list[str], default: Path, flags: dict[str, str] | None = None) ->
     Raises UserError, one line, for whatever is unknown, given twice, ill-typed, out of range or contradictory.
     """
     switches = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog=Path(sys.argv[0]).name)
-    switches.add_argument("--config", type=Path, default=default, metavar="FILE", help="YAML file with any of these keys")
+    switches.add_argument(
+        "--config",
+        type=Path,
+        default=default,
+        metavar="FILE",
+        help=f"YAML file with any of the keys below; its values replace the defaults given there (default: {default.name})",
+    )
     for name, help in (flags or {}).items():
         switches.add_argument(f"--{name}", action="store_true", help=help)
     if {"-h", "--help"} & set(argv):
@@ -182,8 +188,10 @@ def known(key: str, where: str) -> str:
 
 
 def nearest(word: str, words: list[str]) -> str:
-    """'; did you mean ...?' where one of the words is near, else ''."""
-    near = difflib.get_close_matches(word, words, 1)
+    """'; did you mean ...?' where one of the words is near, or ends as the word does, else ''."""
+    lower = {option.lower(): option for option in words}
+    near = [lower[found] for found in difflib.get_close_matches(word.lower(), lower, 1)]
+    near = near or [option for option in words if option.split(".")[-1] == word]
     return f"; did you mean {near[0]}?" if near else ""
 
 
@@ -232,4 +240,4 @@ def prepare(config: Config, folder: Path) -> None:
 def differences(old: Config, new: Config) -> list[str]:
     """The keys in which two runs differ as 'key: old -> new'; where they are kept and run does not count."""
     a, b = flat(old), flat(new)
-    return [f"{key}: {a[key]} -> {b[key]}" for key in a if a[key] != b[key] and key not in ELSEWHERE]
+    return [f"{key}: {a[key]} -> {b[key]}" for key in a if a[key] != b[key] and not key.startswith(ELSEWHERE)]

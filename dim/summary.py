@@ -21,35 +21,44 @@ def summary(
     steps: int,
 ) -> str:
     """One line for each part of the run."""
-    images, c = data.train.images, config.train
+    images, c, terms_ = data.train.images, config.train, config.objective
     with torch.no_grad():
         codes = encoder.eval()(pictures(encoder, data, images[:2]))
     encoder.train()
     layers = ", ".join(f"{name} {by(t.shape[1:])}" for name, t in codes._asdict().items())
     lines = [
         f"data       {data.name}, {len(images):,} training images {by(images.shape[1:])}; "
-        f"{config.views.number} view{'s' * (config.views.number > 1)}, {config.views.kind}",
-        f"encoder    {config.encoder.name}, norm {config.norm}, {parameters(encoder):,} parameters; {layers}",
+        f"{some(config.views.number, 'view')}, {config.views.kind}",
+        f"encoder    {config.encoder.name}, norm {config.norm}, {parameters(encoder):,} parameters",
+        f"           {layers}",
     ]
     for t in terms:
-        chosen, module = (config.objective.local, objective.local), (config.objective.glob, objective.glob)
-        key, term = chosen if t.name == "local" else module
-        top = "no ceiling" if t.ceiling is None else f"at most {t.ceiling:.4g}"
+        key, term = (terms_.local, objective.local) if t.name == "local" else (terms_.glob, objective.glob)
+        top = "without a ceiling" if t.ceiling is None else f"at most {t.ceiling:.4g}"
+        unit = "(twice the JS divergence, not nats of information)" if t.unit == "jsd" else t.unit
         side = round(t.locations**0.5)
         lines += [
-            f"{t.name:<10} weight {key.weight:g}, {key.estimator}, {top} {t.unit}, 0 at chance"
-            + (": twice the Jensen-Shannon divergence, not nats of information" if t.unit == "jsd" else ""),
-            f"           {key.critic} critic, {parameters(term):,} parameters; M {side}, K {t.negatives:,} ({key.negatives}) "
-            f"for each of {c.batch_size} anchors, {t.score_bytes / 2**20:.1f} MiB of scores",
+            f"{t.name:<10} weight {key.weight:g}, {key.estimator}: {top} {unit}, 0 for equal scores",
+            f"           {key.critic} critic, {parameters(term):,} parameters; map {side} x {side}, {key.negatives} negatives",
+            f"           K = {t.negatives:,} for each of {c.batch_size} anchors, {t.score_bytes / 2**20:.1f} MiB of scores",
         ]
+        if key.symmetric:
+            lines.append(
+                f"           symmetric: averaged with the other way round, K = {c.batch_size - 1}; the ceiling is the mean"
+            )
     if objective.prior is not None:
         p = config.objective.prior
         lines.append(f"prior      weight {p.weight:g}, {p.kind}, discriminator of {parameters(objective.prior):,} parameters")
+    lines.append(f"training   {steps:,} steps of {c.batch_size} images, {some(c.epochs, 'epoch')}, Adam {c.lr:g} {c.schedule}")
     lines.append(
-        f"training   {steps:,} steps of {c.batch_size} images, {c.epochs} epochs, Adam {c.lr:g} {c.schedule}; "
-        f"{device}, {torch.get_num_threads()} threads, {config.precision}, torch {torch.__version__}"
+        f"           {device}, {some(torch.get_num_threads(), 'thread')}, {config.precision}, torch {torch.__version__}"
     )
     return "\n".join(lines)
+
+
+def some(number: int, what: str) -> str:
+    """1 epoch, 2 epochs"""
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def parameters(module: nn.Module | None) -> int:

@@ -215,7 +215,7 @@ def test_all_other_images_by_loop_by_none_and_by_rows(make, gather, own):
 
 @pytest.mark.parametrize(("k", "tables"), [(1, 0), (2, 1), (5, 1)])
 def test_dot_reads_its_table_from_a_share_of_the_pool_on(k, tables):
-    """8 x 8 rows: with GATHER 32 one negative for each anchor is gathered, two are 1 / 32 of the pool. Same scores either way."""
+    """8 x 8 rows: one negative for each anchor is gathered, two are 1 / 32 of the pool. Same scores either way."""
     critic, made = shaken(MAKERS["dot"]()), []
     critic.GATHER = 32
     plain = critic.table

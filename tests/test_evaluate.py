@@ -42,6 +42,8 @@ def test_a_run_is_evaluated_from_its_folder(trained, two_columns, capsys):
     for name, row in rows.items():
         assert f"{100 * row['all']['accuracy']:.1f}" in out, name
     assert "540 test images" in out
+    assert "3 of 3 steps trained" in out
+    assert "test accuracy in %, chance 10" in out
     assert "fc after training, 10 labels a class" in out
 
 

@@ -97,7 +97,7 @@ def test_choose_takes_the_best_of_what_it_tried_on_validation_images(clouds):
     tried = linear.GRID[: len(how["tried"])]
     scores = {c: (linear.fit(x[:200], labels[:200], c).predict(x[200:]) == labels[200:]).double().mean().item() for c in tried}
     assert how["validation_accuracy"] == pytest.approx(max(scores.values()), abs=0.011)
-    assert scores[how["penalty"]] == pytest.approx(how["validation_accuracy"], abs=0.011)
+    assert scores[how["C"]] == pytest.approx(how["validation_accuracy"], abs=0.011)
     assert 3 <= len(tried) < len(linear.GRID)
 
 
@@ -138,7 +138,7 @@ def test_evaluate_chooses_without_the_test_split():
     bad = linear.evaluate(iter([("raw", x, x_test)]), wrong, 0)["rows"]["raw"]["all"]
     assert good["accuracy"] > 0.95
     assert bad["accuracy"] < 0.05
-    assert (good["penalty"], good["tried"]) == (bad["penalty"], bad["tried"])
+    assert (good["C"], good["tried"]) == (bad["C"], bad["tried"])
 
 
 def test_evaluate_refits_on_the_whole_training_split(monkeypatch):
@@ -170,7 +170,7 @@ def test_the_digits_protocol_has_its_columns_and_draws(tmp_path):
     for row in found["rows"].values():
         assert [row[c]["sd"] is None for c in found["labels"]] == [True, False, False, False]
         assert all(cell["converged"] for cell in row.values())
-        assert [row[c]["penalty"] for c in found["labels"]] == [1.0] * 4
+        assert [row[c]["C"] for c in found["labels"]] == [1.0] * 4
 
 
 def test_the_quick_probe_never_sees_the_test_split():

@@ -1,7 +1,9 @@
 """The loop: what a run leaves behind, exact repetition and continuation, non-finite numbers, messages."""
 
 import json
+import os
 import re
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,8 +86,9 @@ def test_a_run_leaves_its_files_and_says_its_numbers(tmp_path, capsys):
     out = capsys.readouterr().out
     for said in (
         "1,257 training images 1 x 8 x 8",
-        "M 8, K 26,752 (all)",
-        "42.8 MiB of scores",
+        "map 8 x 8, all negatives",
+        "K = 26,752 for each of 419 anchors",
+        "42.9 MiB of scores",
         "1,232,672 parameters",
         "float32",
     ):
@@ -127,6 +130,31 @@ def test_a_stopped_run_continues_to_the_same_bits(tmp_path, monkeypatch, capsys,
     assert rows(tmp_path / "whole") == rows(tmp_path / "stopped")
 
 
+def test_ctrl_c_finishes_the_step_and_saves(tmp_path, monkeypatch, capsys):
+    watch = Guard.watch
+
+    def interrupting(self, step, values):
+        watch(self, step, values)
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    assert run(tmp_path / "whole") == 0
+    monkeypatch.setattr(Guard, "watch", interrupting)
+    assert run(tmp_path / "stopped") == 130
+    assert "stopped at step 2 of 3, saved; the same command continues there" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert run(tmp_path / "stopped") == 0
+    assert same(state(tmp_path / "whole"), state(tmp_path / "stopped"))
+    assert rows(tmp_path / "whole") == rows(tmp_path / "stopped")
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Guard, "watch", lambda *_: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)])
+    assert run(tmp_path / "r") == 130
+    assert "stopped at once" in capsys.readouterr().err
+    assert not (tmp_path / "r" / "checkpoint.pt").exists()
+
+
 def test_a_finished_run_says_so_and_changes_nothing(tmp_path, capsys):
     assert run(tmp_path / "r") == 0
     before = {p.name: p.read_bytes() for p in (tmp_path / "r").iterdir()}
@@ -144,7 +172,7 @@ def test_the_saved_configuration_reproduces_the_run(tmp_path):
 def test_dry_run_writes_nothing(tmp_path, capsys):
     assert run(tmp_path / "r", *ALL, "--dry-run") == 0
     assert not (tmp_path / "r").exists()
-    assert "K 26,752" in capsys.readouterr().out
+    assert "K = 26,752" in capsys.readouterr().out
 
 
 def test_the_batches_of_an_epoch_hold_every_image_at_most_once(tmp_path, monkeypatch):

@@ -44,8 +44,9 @@ PROTOCOLS = {"digits": Protocol(labels=(None, 10, 5, 1), penalty=1.0, unscaled=T
 def evaluate(rows: Iterator[tuple[str, Tensor, Tensor]], data: Dataset, split_seed: int) -> dict:
     """Probe each row's features by the data set's protocol.
 
-    rows: (name, training features [n, D], test features [t, D]). Returns {"protocol": what the numbers mean, "labels": the
-    columns, "rows": {name: {column: {"accuracy": in [0, 1], "sd": over label draws or None, "penalty": C, "converged": ..}}}}.
+    rows: (name, training features [n, D], test features [t, D]). Returns {"protocol": what the numbers mean,
+    "chance": 1 / classes, "labels": the columns, "rows": {name: {column: {"accuracy": in [0, 1], "sd": over label draws or
+    None, "C": .., "converged": ..}}}}.
     The test features are looked at once for each row and column, after everything is chosen.
     """
     protocol = PROTOCOLS.get(data.name, Protocol())
@@ -57,11 +58,11 @@ def evaluate(rows: Iterator[tuple[str, Tensor, Tensor]], data: Dataset, split_se
         labels, test_labels = data.train.labels.to(train.device), data.test.labels.to(train.device)
         found[name] = {}
         for count in protocol.labels:
-            chosen: dict = {"penalty": protocol.penalty}
+            chosen: dict = {"C": protocol.penalty}
             if protocol.penalty is None:
                 chosen = choose(train[fitting], labels[fitting], train[validation], labels[validation])
             subsets = [torch.arange(len(train))] if count is None else label_draws(data.train.labels, count, protocol.draws)
-            probes = [fit(train[subset], labels[subset], chosen["penalty"]) for subset in subsets]
+            probes = [fit(train[subset], labels[subset], chosen["C"]) for subset in subsets]
             scores = torch.tensor([accuracy(probe, test, test_labels) for probe in probes], dtype=torch.float64)
             found[name]["all" if count is None else str(count)] = {
                 "accuracy": scores.mean().item(),
@@ -69,7 +70,12 @@ def evaluate(rows: Iterator[tuple[str, Tensor, Tensor]], data: Dataset, split_se
                 "converged": all(probe.converged for probe in probes),
                 **chosen,
             }
-    return {"protocol": described(protocol, data), "labels": list(next(iter(found.values()))), "rows": found}
+    return {
+        "protocol": described(protocol, data),
+        "chance": 1 / data.classes,
+        "labels": list(next(iter(found.values()))),
+        "rows": found,
+    }
 
 
 UNSCALED = "raw pixels, unscaled"
@@ -229,7 +235,7 @@ def choose(x: Tensor, labels: Tensor, x_validation: Tensor, validation_labels: T
         best = max(tried, key=tried.__getitem__)
         if list(tried)[-2:].count(best) == 0 and len(tried) > 2:
             break
-    return {"penalty": best, "validation_accuracy": tried[best], "tried": {f"{c:.2g}": score for c, score in tried.items()}}
+    return {"C": best, "validation_accuracy": tried[best], "tried": {f"{c:.2g}": score for c, score in tried.items()}}
 
 
 def standardised(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
