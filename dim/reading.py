@@ -190,8 +190,8 @@ def known(key: str, where: str) -> str:
 def nearest(word: str, words: list[str]) -> str:
     """'; did you mean ...?' where one of the words is near, or ends as the word does, else ''."""
     lower = {option.lower(): option for option in words}
-    near = [lower[found] for found in difflib.get_close_matches(word.lower(), lower, 1)]
-    near = near or [option for option in words if option.split(".")[-1] == word]
+    near = sorted((option for option in words if option.split(".")[-1] == word), key=len)
+    near += [lower[found] for found in difflib.get_close_matches(word.lower(), lower, 1)]
     return f"; did you mean {near[0]}?" if near else ""
 
 

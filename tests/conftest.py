@@ -34,6 +34,8 @@ def tiny(folder: Path, *words: str) -> list[str]:
 def one_thread():
     """One thread: the same bits on any machine, and no quarrel between parallel tests."""
     torch.set_num_threads(1)
+    yield
+    torch.set_flush_denormal(False)  # train.main sets it for its process
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ def test_the_headline_names_the_winner_whoever_it_is():
         return {"labels": ["all"], "rows": {name: {"all": {"accuracy": score}} for name, score in scores.items()}}
 
     assert evaluate.headline(result(0.7)).endswith(
-        "70.0, against random conv 60.0 (+10.0) and raw pixels 50.0 (+20.0): ahead of both"
+        "70.0\nagainst random conv 60.0 (+10.0) and raw pixels 50.0 (+20.0): ahead of both"
     )
     assert evaluate.headline(result(0.55)).endswith("random conv 60.0 (-5.0) and raw pixels 50.0 (+5.0): not ahead of both")
 
