@@ -45,7 +45,7 @@ FAULTS = (
     Fault("sampled negatives with replacement", "negatives", "torch.randperm(others,", "torch.randint(others, (others,),", "negatives"),
     Fault("the same negatives at every step", "negatives", '"negatives", step,', '"negatives",', "negatives"),
     Fault("a shift of 0", "negatives", "torch.arange(1, self.k + 1,", "torch.arange(0, self.k,", "negatives"),
-    Fault("the encoder helps the prior's adversary", "prior", "F.softplus(-functional_call", "F.softplus(functional_call", "prior"),
+    Fault("the encoder helps the prior's adversary", "prior", "softplus(-functional_call", "softplus(functional_call", "prior"),
     Fault("the adversary's loss reaches the encoder", "prior", "self.squash(y.detach())", "self.squash(y)", "prior"),
     Fault("the encoder's loss reaches the adversary", "prior", "weight.detach() for", "weight for", "prior"),
     Fault("the penalty of the last sample only", "prior", ".square().sum(1).mean()", ".square().sum(1)[-1] / len(inputs)", "prior"),
@@ -94,7 +94,7 @@ def planted(fault: Fault) -> list[str]:
         words = ["-m", "pytest", f"tests/test_{fault.tests}.py", "--tb=no", "-rfE", "-p", "no:cacheprovider"]
         done = subprocess.run([sys.executable, *words], cwd=copy, capture_output=True, text=True)
     return [
-        line.split("::")[1].split(" ")[0]
+        line.split("::")[1].split(" - ")[0]
         for line in done.stdout.splitlines()
         if line.startswith(("FAILED", "ERROR")) and "::" in line
     ]
