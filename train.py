@@ -36,7 +36,7 @@ def train(config: Config, data: Dataset, folder: Path, dry_run: bool = False) ->
     encoder = build.encoder(config, channels)
     objective, terms = build.objective(config, encoder, channels)
     encoder, objective = encoder.to(device).to(memory_format=torch.channels_last), objective.to(device)
-    view, schedule, views = build.views(config), build.schedule(config), config.views.number
+    view, schedule, views = build.views(config, data.train.images.shape[-1]), build.schedule(config), config.views.number
     c = config.train
     epoch_steps = len(data.train) // c.batch_size
     steps = c.epochs * epoch_steps
@@ -99,8 +99,8 @@ def train(config: Config, data: Dataset, folder: Path, dry_run: bool = False) ->
 
         # images -> views
         index = order[place * c.batch_size : (place + 1) * c.batch_size]
-        originals = data.floats(images[index], torch.float64 if config.precision == "float64" else torch.float32)
-        pictures = torch.cat([view(originals, draws[index, v]) for v in range(views)])
+        originals = data.units(images[index], torch.float64 if config.precision == "float64" else torch.float32)
+        pictures = data.normalised(torch.cat([view(originals, draws[index, v]) for v in range(views)]))
         pictures = pictures.contiguous(memory_format=torch.channels_last)
 
         # views -> maps and codes -> scores -> estimates -> the two losses

@@ -17,8 +17,8 @@ from dim.evals import linear
 from dim.negatives import NEGATIVES
 from dim.objective import Objective, Term
 from dim.prior import Prior
-from dim.schedule import SCHEDULES
-from dim.views import VIEWS, Affine
+from dim.schedule import SCHEDULES, warmed
+from dim.views import VIEWS, Chain
 
 EVALUATORS = {"linear": linear.evaluate}
 
@@ -111,15 +111,14 @@ def make_critic(c: TermConfig, config: Config, width: int) -> Critic:
     return CRITICS[c.critic](config.encoder.code_size, width, c.units, scale, config.norm)
 
 
-def views(config: Config):
-    """The configured augmentation of one picture."""
-    c = config.views
-    return Affine(c.shift, c.rotation, c.scale, c.shear) if VIEWS[c.kind] is Affine else VIEWS[c.kind]()
+def views(config: Config, size: int) -> Chain:
+    """The configured augmentation of one picture, of `size` x `size` for the encoder."""
+    return VIEWS[config.views.kind](config.views, size)
 
 
 def schedule(config: Config):
     """The configured learning-rate factor, a function of (step, steps)."""
-    return SCHEDULES[config.train.schedule]
+    return warmed(SCHEDULES[config.train.schedule], config.train.warmup)
 
 
 def seeded(config: Config, part: str, make):

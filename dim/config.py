@@ -38,11 +38,21 @@ class Data:
 @dataclass(frozen=True)
 class Views:
     number: Literal[1, 2] = option(1, "pictures made of each image; with 2 the map of one meets the vector of the other")
-    kind: Literal["none", "affine"] = option("none", "augmentation")
+    kind: Literal["none", "affine", "crop_flip", "strong"] = option("none", "augmentation")
     shift: float = option(0.75, "affine: largest shift along each axis, pixels", at_least=0)
     rotation: float = option(10.0, "affine: largest rotation, degrees", at_least=0, at_most=180)
     scale: float = option(0.1, "affine: largest |log| of the scale of each axis", at_least=0)
     shear: float = option(0.1, "affine: largest shear, a factor", at_least=0)
+    padding: int = option(4, "crop_flip: black border from which the window is cut, pixels", at_least=0)
+    area: tuple[float, float] = option((0.2, 1.0), "strong: share of the image that is kept; [1, 1]: all, no crop", above=0, at_most=1)
+    ratio: tuple[float, float] = option((0.75, 4 / 3), "strong: width / height of what is kept", above=0)
+    flip: float = option(0.5, "crop_flip, strong: probability of a mirror image", at_least=0, at_most=1)
+    brightness: float = option(0.4, "strong: brightness times 1 +- this", at_least=0)
+    contrast: float = option(0.4, "strong: contrast times 1 +- this", at_least=0)
+    saturation: float = option(0.4, "strong: saturation times 1 +- this", at_least=0)
+    hue: float = option(0.1, "strong: hue moved by +- this share of the colour circle", at_least=0, at_most=0.5)
+    jitter: float = option(0.8, "strong: probability that brightness, contrast, saturation and hue change", at_least=0, at_most=1)
+    grey: float = option(0.2, "strong: probability of a picture without colour", at_least=0, at_most=1)
 
 
 @dataclass(frozen=True)
@@ -83,9 +93,14 @@ class Objective:
 class Train:
     epochs: int = option(30, "passes over the training images", at_least=1)
     batch_size: int = option(128, "images a step, at least 2; the last incomplete batch of an epoch is dropped", at_least=2)
-    lr: float = option(1e-3, "Adam's learning rate of encoder and critics", above=0)
+    optimizer: Literal["adam", "adamw"] = option("adam", "Adam, or AdamW whose weight decay does not pass through the moments")
+    lr: float = option(1e-3, "learning rate of encoder and critics", above=0)
     betas: tuple[float, float] = option((0.9, 0.999), "Adam's betas, of the prior discriminator too", at_least=0)
-    schedule: Literal["constant", "cosine"] = option("constant", "learning rates over the run: constant, or cosine to 0")
+    weight_decay: float = option(0.0, "adamw: weight decay of encoder's and critics' matrices and filters", at_least=0)
+    clip: float = option(0.0, "largest norm of the gradient of encoder and critics together; 0: no limit", at_least=0)
+    warmup: int = option(0, "steps over which all learning rates rise from 0", at_least=0)
+    schedule: Literal["constant", "cosine"] = option("constant", "learning rates after the warm-up: constant, or cosine to 0")
+    average: float = option(0.0, "decay a step of an average of the encoder's weights, for evaluation; 0: none", at_least=0)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,9 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A training and a test split; an image enters an encoder as images / divisor - offset.
+    """A training and a test split, of images with values 0 .. levels.
+
+    An encoder sees them in [-1, 1] where signed, as in the paper's code, else in [0, 1].
 
     fingerprint: SHA-256 of the training and test images and labels, so that results name their data by content.
     """
@@ -40,12 +42,20 @@ class Dataset:
     train: Split
     test: Split
     classes: int
-    divisor: float
-    offset: float
+    levels: int = 255
+    signed: bool = True
+
+    def units(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """uint8 images as numbers in [0, 1], which views work on, in the same memory format."""
+        return images.to(dtype).div_(self.levels)
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Images in [0, 1] as an encoder sees them."""
+        return images * 2 - 1 if self.signed else images
 
     def floats(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """uint8 images as the numbers that encoders see, in the same memory format."""
-        return images.to(dtype).div_(self.divisor).sub_(self.offset)
+        """uint8 images as an encoder sees them without any view."""
+        return self.normalised(self.units(images, dtype))
 
     @property
     def fingerprint(self) -> str:
@@ -80,7 +90,7 @@ def digits(root: Path, download: bool) -> Dataset:
     images = torch.from_numpy(bundled.images.astype(np.uint8))[:, None]
     labels = torch.from_numpy(bundled.target.astype(np.int64))
     train, test = Split(images[:1257], labels[:1257]), Split(images[1257:], labels[1257:])
-    return Dataset("digits", train, test, classes=10, divisor=16.0, offset=0.0)
+    return Dataset("digits", train, test, classes=10, levels=16, signed=False)
 
 
 CIFAR10_MD5 = {  # as torchvision lists them
@@ -108,7 +118,7 @@ def cifar10(root: Path, download: bool) -> Dataset:
     batches = {name: cifar_batch(folder / name, md5) for name, md5 in CIFAR10_MD5.items()}
     train = [batch for name, batch in batches.items() if name != "test_batch"]
     joined = Split(torch.cat([b.images for b in train]), torch.cat([b.labels for b in train]))
-    return Dataset("cifar10", joined, batches["test_batch"], classes=10, divisor=127.5, offset=1.0)
+    return Dataset("cifar10", joined, batches["test_batch"], classes=10)
 
 
 def cifar_batch(path: Path, md5: str) -> Split:
