@@ -1,52 +1,77 @@
-"""Evaluate runs from their folders alone: python evaluate.py RUN [RUN ...] [--probes linear] [--data.root DIR]
+"""Evaluate runs from their folders alone: python evaluate.py RUN [RUN ...] [--probes linear] [--figures curves] [--export FILE]
 
-Prints a table for each, beside a random encoder and raw pixels, and saves it as RUN/evaluation.json. Baselines that several
-runs share are computed once.
+Probes print a table for each run, beside a random encoder and raw pixels, and save it as RUN/evaluation.json; baselines that
+several runs share are computed once. --data.KEY VALUE replaces a key of the run's data, such as --data.root DIR.
 """
 
 import argparse
-import json
 import sys
 import textwrap
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from dim import build, checkpoint
-from dim.config import Config, UserError
+from dim import build, checkpoint, export
+from dim.average import Average
+from dim.config import Config, UserError, built, flat, leaves
 from dim.data import Dataset
-from dim.encoders import Encoder
 from dim.evals import linear
 from dim.evals.features import LAYERS, features, raw_pixels, set_statistics
-from dim.reading import refuse, saved
+from dim.figures import FIGURES
+from dim.reading import command_line, nearest, refuse, saved, typed
 
 
-def evaluate(folder: Path, names: list[str], root: str | None, known: dict) -> None:
-    """Every named evaluator on the run in a folder. known: baselines of runs before it, shared where they are the same."""
-    config = saved(folder)
-    if root is not None:
-        config = replace(config, data=replace(config.data, root=root))
+def evaluate(folder: Path, chosen: argparse.Namespace, config: Config, known: dict) -> None:
+    """Everything asked of the run in a folder. known: baselines of runs before it, shared where they are the same."""
     state = checkpoint.load(folder / "checkpoint.pt")
+    if chosen.export is not None:
+        encoder = trained_encoder(config, state["data"]["shape"], state, chosen.weights, folder)
+        save = export.save_onnx if chosen.export.suffix == ".onnx" else export.save_encoder
+        save(chosen.export, encoder, config, state["data"], state["step"])
+        print(f"{folder}: {state['step']:,} steps trained, saved as {chosen.export}")
+    if not (chosen.probes or chosen.features or chosen.figures):
+        return  # an export needs no data
     data = build.dataset(config)
-    if len(data.train) < SMALL:
-        torch.set_num_threads(1)
-    steps = config.train.epochs * (len(data.train) // config.train.batch_size)
+    steps = config.train.epochs * (len(data.pretraining) // config.train.batch_size)
     print(f"{folder}: {state['step']:,} of {steps:,} steps trained")
-    results = {"run": config_facts(config, data, state)}
-    for name in names:
+    if len(data.pretraining) < SMALL:
+        torch.set_num_threads(1)
+    encoder = trained_encoder(config, data.shape, state, chosen.weights, folder)
+    if chosen.probes:
+        probe(folder, chosen, config, data.with_labels(), encoder, state, known)
+    if chosen.features is not None:
+        parts = {"train": data.pretraining} if not data.classes else {"train": data.train, "test": data.test}
+        export.save_features(chosen.features, parts, encoder, data, chosen.layers)
+        print(f"saved as {chosen.features}")
+    for name in chosen.figures:
+        for path in FIGURES[name](folder, config, data, state):
+            print(f"saved as {path}")
+
+
+def probe(
+    folder: Path,
+    chosen: argparse.Namespace,
+    config: Config,
+    data: Dataset,
+    encoder: nn.Module,
+    state: dict,
+    known: dict,
+) -> None:
+    """Every named probe, as tables and as evaluation.json in the run's folder."""
+    results = {"run": config_facts(config, data, state) | {"weights": chosen.weights}}
+    for name in chosen.probes:
         evaluator = build.EVALUATORS[name]
         key = (name, data.fingerprint, config.data.split_seed, config.seed, config.encoder, config.norm, config.precision)
         if key not in known:
             known[key] = evaluator(bar(baselines(config, data), name), data, config.data.split_seed)
-        results[name] = evaluator(bar(trained(config, data, state), name), data, config.data.split_seed)
+        results[name] = evaluator(bar(layers("trained", encoder, data), name), data, config.data.split_seed)
         results[name]["rows"] = known[key]["rows"] | results[name]["rows"]
         print(table(results[name]), headline(results[name]), sep="\n")
     path = folder / "evaluation.json"
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    checkpoint.save_json(path, results)
     print(f"saved as {path}")
 
 
@@ -77,31 +102,39 @@ Rows = Iterator[tuple[str, Tensor, Tensor]]  # name, training features, test fea
 
 def baselines(config: Config, data: Dataset) -> Rows:
     """Raw pixels, and the encoder before training: same seed and architecture, BatchNorm statistics set on training images."""
-    pixels = raw_pixels(data, data.train.images.to(device())), raw_pixels(data, data.test.images.to(device()))
+    pixels = raw_pixels(data, data.train, device()), raw_pixels(data, data.test, device())
     if linear.PROTOCOLS.get(data.name, linear.Protocol()).unscaled:
         yield linear.UNSCALED, *pixels
     yield "raw pixels", *pixels
-    encoder = first_encoder(config, data)
-    yield from layers("random", set_statistics(encoder, data, data.train.images), data)
+    encoder = first_encoder(config, data.shape)
+    yield from layers("random", set_statistics(encoder, data, data.train), data)
 
 
-def trained(config: Config, data: Dataset, state: dict) -> Rows:
-    """The trained encoder."""
-    encoder = first_encoder(config, data)
+def trained_encoder(config: Config, shape: tuple[int, int, int], state: dict, weights: str, folder: Path) -> nn.Module:
+    """The run's encoder with its last weights, or with their average where it kept one."""
+    encoder = first_encoder(config, shape)
+    if weights == "average":
+        if "average" not in state:
+            raise UserError(
+                f"{folder} kept no average of its weights: train it with --train.average 0.999, or take --weights last"
+            )
+        average = Average(encoder, config.train.average)
+        average.load_state_dict(state["average"])
+        return average.module
     encoder.load_state_dict(state["encoder"])
-    yield from layers("trained", encoder, data)
+    return encoder
 
 
-def layers(name: str, encoder: Encoder, data: Dataset) -> Rows:
+def layers(name: str, encoder: nn.Module, data: Dataset) -> Rows:
     """Each layer of an encoder."""
-    train, test = features(encoder, data, data.train.images), features(encoder, data, data.test.images)
+    train, test = features(encoder, data, data.train), features(encoder, data, data.test)
     for layer in LAYERS:
         yield f"{name} {layer}", train.pop(layer), test.pop(layer)
 
 
-def first_encoder(config: Config, data: Dataset) -> Encoder:
-    """The run's encoder with its first weights."""
-    return build.encoder(config, data.train.images.shape[1]).to(device()).to(memory_format=torch.channels_last)
+def first_encoder(config: Config, shape: tuple[int, int, int]) -> nn.Module:
+    """The run's encoder with its first weights, for images of a shape."""
+    return build.encoder(config, shape).to(device()).to(memory_format=torch.channels_last)
 
 
 def device() -> str:
@@ -112,7 +145,7 @@ def device() -> str:
 def table(result: dict) -> str:
     """A result as text: accuracy in per cent, a row for each kind of features, a column for each number of labels."""
     columns = result["labels"]
-    titles = [f"{column} labels" if column == "all" else f"{column} a class" for column in columns]
+    titles = [{"all": "all labels", "folds": "folds"}.get(column, f"{column} a class") for column in columns]
     title = f"test accuracy in %, chance {100 * result['chance']:g}"
     lines = [*textwrap.wrap(f"{title}; {result['protocol']}", 96), "", " " * 22 + "".join(f"{title:>14}" for title in titles)]
     for name, row in result["rows"].items():
@@ -140,16 +173,30 @@ def headline(result: dict) -> str:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="evaluate.py", description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="evaluate.py", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
-    parser.add_argument("--probes", nargs="+", choices=list(build.EVALUATORS), default=["linear"], help="evaluators")
-    parser.add_argument("--data.root", dest="root", help="where the data set is now, if not where the run found it")
+    parser.add_argument(
+        "--probes", nargs="+", choices=list(build.EVALUATORS), help="evaluators; linear where nothing else is asked for either"
+    )
+    parser.add_argument("--weights", choices=["last", "average"], default="last", help="the last, or the run's train.average")
+    parser.add_argument("--figures", nargs="+", choices=list(FIGURES), default=[], help="pictures, as PNG files in RUN/figures")
+    parser.add_argument(
+        "--export", type=Path, metavar="FILE", help="write the encoder: .safetensors for dim.load_encoder, .onnx"
+    )
+    parser.add_argument("--features", type=Path, metavar="FILE.npz", help="write the features of all images")
+    parser.add_argument("--layers", nargs="+", choices=LAYERS, default=list(LAYERS), help="of --features")
     parser.error = refuse  # type: ignore
     try:
-        chosen = parser.parse_args(argv)
+        chosen, rest = parser.parse_known_args(argv)
+        check_files(chosen)
+        if not (chosen.probes or chosen.figures or chosen.export or chosen.features):
+            chosen.probes = ["linear"]
+        replaced = data_keys(rest)
         known: dict = {}
         for folder in chosen.runs:
-            evaluate(folder, chosen.probes, chosen.root, known)
+            evaluate(folder, chosen, built(flat(saved(folder)) | replaced), known)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -157,6 +204,29 @@ def main(argv: list[str]) -> int:
         print("stopped; nothing was saved of the run being evaluated", file=sys.stderr)
         return 130
     return 0
+
+
+def data_keys(words: list[str]) -> dict:
+    """{"data.root": "..", ..} of the words that are no options of this script; UserError for other keys."""
+    for word in words:
+        key = word.removeprefix("--").partition("=")[0]
+        if word.startswith("--") and not key.startswith("data."):
+            options = ["probes", "weights", "figures", "export", "features", "layers"]
+            why = "belongs to training; here only --data.KEY can be replaced" if key in leaves() else "is no option"
+            raise UserError(f"--{key} {why}{nearest(key, options)}")
+    return {key: typed(key, value) for key, value in command_line(words).items()}
+
+
+def check_files(chosen: argparse.Namespace) -> None:
+    """UserError where a file to write cannot be what was asked for."""
+    for flag, path, suffixes in (
+        ("--export", chosen.export, (".safetensors", ".onnx")),
+        ("--features", chosen.features, (".npz",)),
+    ):
+        if path is not None and path.suffix not in suffixes:
+            raise UserError(f"{flag} is {path}: its name must end in {' or '.join(suffixes)}")
+        if path is not None and len(chosen.runs) > 1:
+            raise UserError(f"{flag} names one file, but {len(chosen.runs)} runs are given: give one run")
 
 
 if __name__ == "__main__":

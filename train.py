@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from dim import build, checkpoint, metrics, randomness
+from dim import build, checkpoint, metrics, randomness, tracking
+from dim.average import Average
 from dim.config import Config, UserError
 from dim.data import Dataset
 from dim.evals.linear import quick_probe
@@ -32,13 +33,12 @@ def train(config: Config, data: Dataset, folder: Path, dry_run: bool = False) ->
     """One run, from its first step or from its last checkpoint to the end."""
     # what is trained
     device = choose_device(config)
-    channels = data.train.images.shape[1]
-    encoder = build.encoder(config, channels)
-    objective, terms = build.objective(config, encoder, channels)
+    encoder = build.encoder(config, data.shape)
+    objective, terms = build.objective(config, encoder, data.shape)
     encoder, objective = encoder.to(device).to(memory_format=torch.channels_last), objective.to(device)
-    view, schedule, views = build.views(config, data.train.images.shape[-1]), build.schedule(config), config.views.number
-    c = config.train
-    epoch_steps = len(data.train) // c.batch_size
+    view, schedule, views = build.views(config, data), build.schedule(config), config.views.number
+    c, images = config.train, data.pretraining.to(device)
+    epoch_steps = len(images) // c.batch_size
     steps = c.epochs * epoch_steps
     print(summary(config, data, encoder, objective, terms, device, steps))
     for term in terms:
@@ -50,7 +50,7 @@ def train(config: Config, data: Dataset, folder: Path, dry_run: bool = False) ->
 
     # who updates it: one optimizer for encoder and critics, one for the prior's adversary
     critics = [p for name, p in objective.named_parameters() if not name.startswith("prior.")]
-    optimizer = torch.optim.Adam([*encoder.parameters(), *critics], c.lr, c.betas, fused=True)
+    optimizer = build.optimizer(config, [*encoder.parameters(), *critics])
     optimizers = {"optimizer": (optimizer, c.lr)}
     if objective.prior is not None:
         prior_lr = config.objective.prior.lr
@@ -58,11 +58,13 @@ def train(config: Config, data: Dataset, folder: Path, dry_run: bool = False) ->
         optimizers["prior_optimizer"] = (adversary, prior_lr)
 
     # where it stands
-    modules = {"encoder": encoder, "objective": objective}
-    start, sums, log_length = 0, {}, 0
+    average = Average(encoder, c.average) if c.average else None
+    modules = {"encoder": encoder, "objective": objective} | ({"average": average} if average is not None else {})
+    start, sums, log_length, tracking_id = 0, {}, 0, ""
     if (folder / "checkpoint.pt").exists():
         state = checkpoint.load(folder / "checkpoint.pt")
         start, sums, log_length = state["step"], state["sums"], state["log_length"]
+        tracking_id = state.get("tracking_id", "")  # older checkpoints have none
         for name, module in modules.items():
             module.load_state_dict(state[name])
         for name, (opt, _) in optimizers.items():
@@ -73,8 +75,8 @@ def train(config: Config, data: Dataset, folder: Path, dry_run: bool = False) ->
             return
         print(f"{folder} continues at step {start} of {steps}")
     log = metrics.JsonLines(folder / "metrics.jsonl", log_length)
+    tracker = tracking.start(config, folder, tracking_id, warn)
     guard = Guard(device)
-    images = data.train.images.to(device)
     warned = False
 
     def save(step: int) -> None:
@@ -83,10 +85,11 @@ def train(config: Config, data: Dataset, folder: Path, dry_run: bool = False) ->
         state = {name: part.state_dict() for name, part in modules.items()}
         state |= {name: opt.state_dict() for name, (opt, _) in optimizers.items()}
         versions = {"torch": str(torch.__version__), "device": str(device), "threads": torch.get_num_threads()}
-        checkpoint.save(
-            folder / "checkpoint.pt",
-            {**state, "step": step, "sums": sums, "log_length": log.length, "versions": versions},
-        )
+        place = {"step": step, "sums": sums, "log_length": log.length, "tracking_id": tracker.id}
+        checkpoint.save(folder / "checkpoint.pt", {**state, **place, "versions": versions, "data": data.facts})
+        so_far = metrics.last_and_best(log.rows(), step, steps)
+        checkpoint.save_json(folder / "summary.json", so_far)
+        tracker.summarise(so_far)
 
     asked = stop_when_asked()
     clock, clock_step = time.perf_counter(), start
@@ -96,10 +99,11 @@ def train(config: Config, data: Dataset, folder: Path, dry_run: bool = False) ->
         if place == 0 or step == start:
             order = randomness.order(config.seed, epoch, len(images)).to(device)
             draws = draw_table(config.seed, epoch, len(images), views, view.draws).to(device)
+            batches = images.batches(order[place * c.batch_size : epoch_steps * c.batch_size], c.batch_size)
 
         # images -> views
         index = order[place * c.batch_size : (place + 1) * c.batch_size]
-        originals = data.units(images[index], torch.float64 if config.precision == "float64" else torch.float32)
+        originals = data.units(next(batches).to(device), torch.float64 if config.precision == "float64" else torch.float32)
         pictures = data.normalised(torch.cat([view(originals, draws[index, v]) for v in range(views)]))
         pictures = pictures.contiguous(memory_format=torch.channels_last)
 
@@ -111,15 +115,20 @@ def train(config: Config, data: Dataset, folder: Path, dry_run: bool = False) ->
         # each loss to its owner: one backward pass, since no gradient crosses
         for opt, lr in optimizers.values():
             opt.zero_grad()
-            opt.param_groups[0]["lr"] = lr * schedule(step, steps)
+            for group in opt.param_groups:
+                group["lr"] = lr * schedule(step, steps)
         (losses.encoder if losses.discriminator is None else losses.encoder + losses.discriminator).backward()
         watched = {**losses.parts, "loss": losses.encoder}
         for name, (opt, _) in optimizers.items():
             watched[name.replace("optimizer", "gradient_norm")] = gradient_norm(opt)
+        if c.clip:
+            torch.nn.utils.clip_grads_with_norm_([*encoder.parameters(), *critics], c.clip, watched["gradient_norm"])
         guard.watch(step, watched)
         for opt, _ in optimizers.values():
             guard.withhold(opt)
             opt.step()
+        if average is not None:
+            average.update(encoder)
 
         # what happened: summed on the device, read when it is written down
         watched["steps"] = torch.ones_like(losses.encoder)
@@ -140,6 +149,7 @@ def train(config: Config, data: Dataset, folder: Path, dry_run: bool = False) ->
             if probes:
                 row |= quick_probe(encoder, data, config.data.split_seed)
             log.write(row)
+            tracker.log(row)
             bar.set_description(f"epoch {epoch + 1}/{c.epochs}")
             bar.set_postfix_str(metrics.bar_text(row, terms))
             if row["code/effective_rank"] < 2 and not warned:
@@ -152,6 +162,7 @@ def train(config: Config, data: Dataset, folder: Path, dry_run: bool = False) ->
             save(done)
         if asked and done < steps:
             raise KeyboardInterrupt(f"stopped at step {done:,} of {steps:,}, saved; the same command continues there")
+    tracker.finish()
     print(f"{folder}: {steps} steps done. Evaluate it with: python evaluate.py {folder}")
 
 
@@ -221,7 +232,7 @@ def main(argv: list[str]) -> int:
         data = build.dataset(config)
         train(config, data, folder, chosen.dry_run)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(str(error), 400)}", file=sys.stderr)
         return 2
     except DivergedError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -76,14 +76,20 @@ class Training:
 
 
 def training(batch: int, critic: str, units: int, device: str) -> Training:
-    """The recipe of configs/cifar10.yaml with this batch, critic and width, before its first step."""
-    values = {"train.batch_size": batch, "objective.local.critic": critic, "objective.local.units": units, "device": device}
+    """The recipe of configs/cifar10.yaml, one view, with this batch, critic and width, before its first step."""
+    values = {
+        "train.batch_size": batch,
+        "views.number": 1,
+        "objective.local.critic": critic,
+        "objective.local.units": units,
+        "device": device,
+    }
     if critic == "concat":  # it has no scale, and all negatives would be a hidden layer of gigabytes
         values |= {"objective.local.scale": 1, "objective.local.negatives": "shifted", "objective.local.k": 1}
     config, _ = read([f"--{key}={value}" for key, value in values.items()], ROOT / "configs" / "cifar10.yaml")
     where = torch.device(device)
-    encoder = build.encoder(config, channels=3)
-    objective, _ = build.objective(config, encoder, channels=3)
+    encoder = build.encoder(config, (3, 32, 32))
+    objective, _ = build.objective(config, encoder, (3, 32, 32))
     encoder, objective = encoder.to(where).to(memory_format=torch.channels_last), objective.to(where)
     assert objective.local is not None  # the recipe has this term alone
     parameters = [*encoder.parameters(), *objective.parameters()]

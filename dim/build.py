@@ -1,16 +1,17 @@
 """Names in the configuration -> objects: the one file that imports every factor."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from dim import randomness
+from dim.backbones import Backbone, resnet
 from dim.config import Config, UserError
 from dim.config import Term as TermConfig
 from dim.critics import CRITICS, Concat, Critic
-from dim.data import DATASETS, Dataset
+from dim.data import Dataset
+from dim.datasets import DATASETS
 from dim.encoders import ARCHITECTURES, Encoder, local_layers, places
 from dim.estimators import ESTIMATORS, UNITS, ceiling
 from dim.evals import linear
@@ -37,35 +38,52 @@ class TermFacts(NamedTuple):
 
 def dataset(config: Config) -> Dataset:
     """The configured data set; UserError where it is missing, does not fit the encoder or is smaller than a batch."""
-    found = DATASETS[config.data.name](Path(config.data.root), config.data.download)
-    size, side = ARCHITECTURES[config.encoder.name].size, found.train.images.shape[-1]
-    if size != side:
-        fitting = [name for name, arch in ARCHITECTURES.items() if arch.size == side]
+    arch = ARCHITECTURES.get(config.encoder.name)
+    size = arch.size if arch else config.encoder.size
+    found = DATASETS[config.data.name](config.data, size)
+    side = found.pretraining.shape[-1]
+    if size > side or (size and size != side and config.data.fit == "none"):
+        fitting = [name for name, other in ARCHITECTURES.items() if other.size == side]
+        larger = " with --data.fit resize or crop" if size < side else ""
+        choices = " or ".join(fitting or ["resnet18"]) + (f", or keep {config.encoder.name}{larger}" if larger else "")
         raise UserError(
             f"encoder.name {config.encoder.name} takes images of {size} x {size}, {found.name} has {side} x {side}: "
-            f"choose {' or '.join(fitting)}"
+            f"choose {choices}"
         )
-    if len(found.train) < config.train.batch_size:
-        raise UserError(f"train.batch_size is {config.train.batch_size}, but {found.name} has {len(found.train)} images")
-    return found
-
-
-def encoder(config: Config, channels: int) -> Encoder:
-    """The configured encoder with its first weights, a function of the seed and of nothing else in the configuration."""
-    if config.encoder.local not in ["paper", *local_layers(config.encoder.name)]:
+    if config.views.kind == "crop_flip" and size > side + 2 * config.views.padding:
         raise UserError(
-            f"encoder.local is {config.encoder.local!r}: {config.encoder.name} has "
-            f"{', '.join(local_layers(config.encoder.name))}, or paper for the paper's choice"
+            f"views.padding is {config.views.padding}: no window of {size} x {size} fits into {side} x {side} with it"
         )
-    c = config.encoder
-    return seeded(config, "encoder", lambda: Encoder(c.name, channels, c.code_size, c.local, config.norm))
+    if len(found.pretraining) < config.train.batch_size:
+        raise UserError(f"train.batch_size is {config.train.batch_size}, but {found.name} has {len(found.pretraining)} images")
+    return found.with_labels() if config.run.probe_every else found
 
 
-def objective(config: Config, made: Encoder, channels: int) -> tuple[Objective, list[TermFacts]]:
+def encoder(config: Config, shape: tuple[int, int, int]) -> nn.Module:
+    """The configured encoder for images of a shape, its first weights a function of the seed and of nothing else."""
+    c, channels = config.encoder, shape[0]
+    if c.name in ARCHITECTURES:
+        if c.local not in ["paper", *local_layers(c.name)]:
+            raise UserError(
+                f"encoder.local is {c.local!r}: {c.name} has {', '.join(local_layers(c.name))}, or paper for the paper's choice"
+            )
+        return seeded(config, "encoder", lambda: Encoder(c.name, channels, c.code_size, c.local, config.norm))
+    local = "layer2" if c.local == "paper" else c.local
+
+    def make() -> nn.Module:
+        net = resnet(c.name, channels, c.stem, config.norm)
+        return Backbone(net, local, c.glob, example=torch.zeros(2, *shape), code_size=c.code_size)
+
+    try:
+        return seeded(config, "encoder", make)
+    except ValueError as error:
+        raise UserError(f"encoder.{error}") from None
+
+
+def objective(config: Config, made: nn.Module, shape: tuple[int, int, int]) -> tuple[Objective, list[TermFacts]]:
     """The configured objective for an encoder, its shapes found by a dry run, and the facts of its terms."""
-    side = ARCHITECTURES[config.encoder.name].size
     with torch.no_grad():
-        codes = made.eval()(next(made.parameters()).new_zeros(1, channels, side, side))
+        codes = made.eval()(next(made.parameters()).new_zeros(1, *shape))
     made.train()
     c = config.objective
     local, glob, facts = None, None, []
@@ -111,14 +129,25 @@ def make_critic(c: TermConfig, config: Config, width: int) -> Critic:
     return CRITICS[c.critic](config.encoder.code_size, width, c.units, scale, config.norm)
 
 
-def views(config: Config, size: int) -> Chain:
-    """The configured augmentation of one picture, of `size` x `size` for the encoder."""
-    return VIEWS[config.views.kind](config.views, size)
+def views(config: Config, data: Dataset) -> Chain:
+    """The configured augmentation of one stored picture, at the encoder's size."""
+    return VIEWS[config.views.kind](config.views, data.shape[-1], data.fitting)
 
 
 def schedule(config: Config):
     """The configured learning-rate factor, a function of (step, steps)."""
     return warmed(SCHEDULES[config.train.schedule], config.train.warmup)
+
+
+def optimizer(config: Config, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The configured optimizer of encoder and critics; weight decay reaches matrices and filters, not biases and gains."""
+    c = config.train
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[c.optimizer]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": c.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return kind(groups, c.lr, c.betas, fused=True)
 
 
 def seeded(config: Config, part: str, make):

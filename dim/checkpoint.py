@@ -1,21 +1,38 @@
 """Checkpoints: everything needed to continue a run, in one file that is never half written."""
 
+import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
 from dim.config import UserError
 
 
-def save(path: Path, state: dict) -> None:
-    """Write `state` aside, flush it to the disk, then rename it over `path`: a reader sees the old file or the new one."""
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file written aside, flushed to the disk, then renamed over `path`: a reader sees the old file or the new one."""
     aside = path.with_suffix(".writing")
     with open(aside, "wb") as file:
-        torch.save(state, file)
+        yield file
         file.flush()
         os.fsync(file.fileno())
     os.replace(aside, path)
+
+
+def save(path: Path, state: dict) -> None:
+    """Write the state of a run."""
+    with replacing(path) as file:
+        torch.save(state, file)
+
+
+def save_json(path: Path, content: dict) -> None:
+    """Write what people and other programs read beside the state."""
+    with replacing(path) as file:
+        file.write(json.dumps(content, indent=1).encode() + b"\n")
 
 
 def load(path: Path) -> dict:

@@ -5,6 +5,7 @@ configuration can name a class or a file to run.
 """
 
 import dataclasses
+import importlib
 import math
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal, get_type_hints
@@ -12,6 +13,14 @@ from typing import Any, Literal, get_type_hints
 
 class UserError(ValueError):
     """A mistake in what the user gave: one line that says what was given and what is possible. Exit code 2."""
+
+
+def require(package: str, what: str, install: str = "") -> None:
+    """UserError where a package that only `what` needs is missing; called before anything is computed."""
+    try:
+        importlib.import_module(package)
+    except ImportError:
+        raise UserError(f"{what} needs the package {install or package}: pip install {install or package}") from None
 
 
 def option(default: Any, help: str, at_least: float | None = None, above: float | None = None, at_most: float | None = None):
@@ -25,13 +34,27 @@ class Run:
     log_every: int = option(100, "steps between lines of metrics.jsonl", at_least=1)
     save_every: int = option(1000, "steps between checkpoints; the last step is always saved", at_least=1)
     probe_every: int = option(0, "epochs between quick linear probes on validation images; 0: none", at_least=0)
+    wandb: Literal["off", "offline", "online"] = option("off", "rows go to Weights & Biases too; offline: files for wandb sync")
+    project: str = option("dim", "wandb: project that the run belongs to")
 
 
 @dataclass(frozen=True)
 class Data:
-    name: Literal["digits", "cifar10"] = option("digits", "data set; digits needs no files")
-    root: str = option("data", "folder that holds the data set in torchvision's layout")
-    download: bool = option(False, "let torchvision fetch missing files into data.root")
+    name: Literal["digits", "cifar10", "cifar100", "mnist", "stl10", "folder"] = option(
+        "digits", "data set; digits needs no files, folder is one of your own images"
+    )
+    root: str = option("data", "folder that holds the data set in torchvision's layout, or your own images")
+    download: bool = option(False, "fetch missing files into data.root")
+    fit: Literal["none", "resize", "crop"] = option(
+        "none", "images larger than the encoder's where no view makes a window: none: refused; resized, or centre-cropped"
+    )
+    labels: Literal["none", "folders"] = option(
+        "none", "folder: no labels, or one folder a class (in train and val where they exist)"
+    )
+    side: int = option(0, "folder: pictures are stored at side x side pixels; 0: the encoder's size", at_least=0)
+    skip_bad: bool = option(False, "folder: leave out files that are no images, with a warning; else they end the run")
+    memory: float = option(4.0, "folder: GiB of pictures to hold in memory; more are streamed", at_least=0)
+    workers: int = option(2, "folder: processes that decode images", at_least=0)
     split_seed: int = option(0, "seed of the validation part, the same for all runs to be compared", at_least=0)
 
 
@@ -44,22 +67,33 @@ class Views:
     scale: float = option(0.1, "affine: largest |log| of the scale of each axis", at_least=0)
     shear: float = option(0.1, "affine: largest shear, a factor", at_least=0)
     padding: int = option(4, "crop_flip: black border from which the window is cut, pixels", at_least=0)
-    area: tuple[float, float] = option((0.2, 1.0), "strong: share of the image that is kept; [1, 1]: all, no crop", above=0, at_most=1)
+    area: tuple[float, float] = option(
+        (0.2, 1.0), "strong: share of the image that is kept; [1, 1]: all, no crop", above=0, at_most=1
+    )
     ratio: tuple[float, float] = option((0.75, 4 / 3), "strong: width / height of what is kept", above=0)
     flip: float = option(0.5, "crop_flip, strong: probability of a mirror image", at_least=0, at_most=1)
-    brightness: float = option(0.4, "strong: brightness times 1 +- this", at_least=0)
-    contrast: float = option(0.4, "strong: contrast times 1 +- this", at_least=0)
-    saturation: float = option(0.4, "strong: saturation times 1 +- this", at_least=0)
+    brightness: float = option(0.4, "strong: brightness times 1 +- this", at_least=0, at_most=1)
+    contrast: float = option(0.4, "strong: contrast times 1 +- this", at_least=0, at_most=1)
+    saturation: float = option(0.4, "strong: saturation times 1 +- this", at_least=0, at_most=1)
     hue: float = option(0.1, "strong: hue moved by +- this share of the colour circle", at_least=0, at_most=0.5)
-    jitter: float = option(0.8, "strong: probability that brightness, contrast, saturation and hue change", at_least=0, at_most=1)
+    jitter: float = option(
+        0.8, "strong: probability that brightness, contrast, saturation and hue change", at_least=0, at_most=1
+    )
     grey: float = option(0.2, "strong: probability of a picture without colour", at_least=0, at_most=1)
 
 
 @dataclass(frozen=True)
 class Encoder:
-    name: Literal["small8x8", "basic28x28", "basic32x32", "basic64x64", "alex64x64"] = option("small8x8", "architecture")
+    name: Literal["small8x8", "basic28x28", "basic32x32", "basic64x64", "alex64x64", "resnet18", "resnet50"] = option(
+        "small8x8", "architecture, the paper's with their image size in the name or torchvision's"
+    )
     code_size: int = option(64, "numbers in the global vector y", at_least=1)
-    local: str = option("paper", "layer whose output is the local map: conv1, conv2, .., fc1, .., or paper for the paper's")
+    local: str = option(
+        "paper", "layer whose output is the local map: conv1, .., fc1, .. or layer1, ..; paper: the paper's, layer2 of a resnet"
+    )
+    glob: str = option("avgpool", "resnets: layer whose output is the vector before y")
+    stem: Literal["torchvision", "cifar"] = option("torchvision", "resnets: 7 x 7 with pooling, or cifar: 3 x 3 without")
+    size: int = option(0, "resnets: side of the images they see; 0: as stored", at_least=0)
 
 
 @dataclass(frozen=True)
@@ -170,6 +204,16 @@ def check(config: Config) -> None:
                 raise UserError(f"{key} is {number}: it must be at most {limits['at_most']}")
     if max(config.train.betas) >= 1:
         raise UserError(f"train.betas is {list(config.train.betas)}: both must be below 1")
+    for key in ("views.area", "views.ratio"):
+        if values[key][0] > values[key][1]:
+            raise UserError(f"{key} is {list(values[key])}: the first number must not be larger than the second")
+    if config.train.weight_decay and config.train.optimizer == "adam":
+        raise UserError(
+            f"train.weight_decay is {config.train.weight_decay}, but train.optimizer is adam: set that to adamw, or "
+            "train.weight_decay to 0"
+        )
+    if config.encoder.name.startswith("resnet") and config.norm == "none":
+        raise UserError("norm none is not possible with a resnet, whose convolutions have no biases: choose batch or layer")
     if config.views.number == 2 and config.views.kind == "none":
         raise UserError(
             "views.number is 2 but views.kind is none, so both would be equal: set views.kind affine or views.number 1"

@@ -1,49 +1,116 @@
-"""Data: a data set by name -> splits of uint8 images and labels, small enough to live on the device."""
+"""Data: splits of uint8 images and labels. Small sets live on the device; large folders are read as they are needed."""
 
 import hashlib
-import io
-import pickle
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar
+from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from dim.config import UserError
 from dim.randomness import generator
+from dim.views import CentreCrop, Resize
+
+FITS = {"resize": Resize, "crop": CentreCrop}
+
+
+class Images(Protocol):
+    """Square images of one size with labels, read in batches: what every split is."""
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 [n], -1: no label."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Their files, () where they have none of their own."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
+
+    def __len__(self) -> int: ...
+
+    def batches(self, index: Tensor, size: int) -> Iterator[Tensor]:
+        """The images of these indices in this order, uint8 [size, C, H, W]; the last batch may be smaller."""
+
+    def to(self, device: torch.device | str) -> "Images":
+        """The same where batches should arrive."""
+
+    def content(self) -> Iterator[bytes]:
+        """What a fingerprint is made of."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """images uint8 [n, C, H, W], labels int64 [n]."""
+    """Images in memory: uint8 [n, C, H, W], and their labels int64 [n]."""
 
     images: Tensor
     labels: Tensor
+    names: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: Tensor) -> "Split":
-        return Split(self.images[index], self.labels[index])
+    def batches(self, index: Tensor, size: int) -> Iterator[Tensor]:
+        for chunk in index.to(self.images.device).split(size):
+            yield self.images[chunk]
+
+    def to(self, device: torch.device | str) -> "Split":
+        return Split(self.images.to(device), self.labels, self.names)
+
+    def content(self) -> Iterator[bytes]:
+        for tensor in (self.images, self.labels):
+            yield from (chunk.cpu().contiguous().numpy().tobytes() for chunk in tensor.split(10_000))
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A training and a test split, of images with values 0 .. levels.
+    """What an encoder is trained on, and what it is measured on.
 
-    An encoder sees them in [-1, 1] where signed, as in the paper's code, else in [0, 1].
-
-    fingerprint: SHA-256 of the training and test images and labels, so that results name their data by content.
+    unlabelled: what trains the encoder where that is more than `train`; its labels are -1 and reach no probe.
+    folds: official parts of `train`, each a probe's training set.
+    An encoder sees values 0 .. levels in [-1, 1] where signed, as in the paper's code, else in [0, 1]; and size x size
+    pixels, larger images resized or centre-cropped to it where no view makes a window of its own.
     """
 
     name: str
-    train: Split
-    test: Split
-    classes: int
+    train: Images
+    test: Images
+    classes: int  # 0: no labels
     levels: int = 255
     signed: bool = True
+    size: int = 0  # 0: as stored
+    fit: str = "none"
+    unlabelled: Images | None = None
+    folds: tuple[Tensor, ...] = ()
+
+    @property
+    def pretraining(self) -> Images:
+        """The images that train the encoder, without a look at labels."""
+        return self.train if self.unlabelled is None else self.unlabelled
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of what an encoder sees."""
+        channels, height, width = self.pretraining.shape
+        return channels, self.size or height, self.size or width
+
+    @property
+    def fitting(self) -> tuple:
+        """The view that brings stored images to the encoder's size, () where they have it."""
+        return (FITS[self.fit](self.size),) if self.size not in (0, self.pretraining.shape[-1]) else ()
+
+    @property
+    def facts(self) -> dict:
+        """What one must know of it to use an encoder trained on it."""
+        return {"name": self.name, "shape": list(self.shape), "levels": self.levels, "signed": self.signed}
 
     def units(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """uint8 images as numbers in [0, 1], which views work on, in the same memory format."""
@@ -54,99 +121,43 @@ class Dataset:
         return images * 2 - 1 if self.signed else images
 
     def floats(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """uint8 images as an encoder sees them without any view."""
-        return self.normalised(self.units(images, dtype))
+        """uint8 images as an encoder sees them when it is measured: at its size, without a draw."""
+        images = self.units(images, dtype)
+        for view in self.fitting:
+            images = view(images, images.new_zeros(len(images), 0))
+        return self.normalised(images)
 
     @property
     def fingerprint(self) -> str:
+        """SHA-256 of all images and labels, or of names and sizes of files too many to hold: results name data by content."""
         digest = hashlib.sha256()
-        for tensor in (self.train.images, self.train.labels, self.test.images, self.test.labels):
-            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        for split in (self.train, self.test, self.unlabelled):
+            for part in split.content() if split is not None else ():
+                digest.update(part)
         return digest.hexdigest()
+
+    def with_labels(self) -> "Dataset":
+        """Itself; UserError where there is nothing to probe."""
+        if not self.classes:
+            raise UserError(
+                f"{self.name} has no labels to probe: give one folder a class with --data.labels folders, or set "
+                "run.probe_every to 0 and export the features with evaluate.py RUN --features FILE.npz"
+            )
+        return self
 
     def validation(self, split_seed: int, fraction: float = 0.1) -> tuple[Tensor, Tensor]:
         """Indices of the training split as (fitting part, validation part), the latter a stratified tenth.
 
         Labels of the validation part choose regularisation, recipes and the like; the test split is read once.
         """
-        shuffled = torch.randperm(len(self.train), generator=generator(split_seed, "validation"))
-        labels = self.train.labels.cpu()[shuffled]
-        chosen = torch.zeros(len(self.train), dtype=torch.bool)
-        for label in range(self.classes):
-            members = shuffled[labels == label]
-            chosen[members[: round(len(members) * fraction)]] = True
+        labels = self.train.labels.cpu()
+        chosen = torch.zeros(len(labels), dtype=torch.bool)
+        chosen[stratified(labels, self.classes, fraction, generator(split_seed, "validation"))] = True
         return (~chosen).nonzero()[:, 0], chosen.nonzero()[:, 0]
 
 
-def digits(root: Path, download: bool) -> Dataset:
-    """scikit-learn's digits: 1,797 real grey images of 8 x 8, values 0 .. 16, inside the package.
-
-    Rows in file order, the first 1,257 for training, the last 540 for testing: other writers, so harder than a shuffled
-    split, and without its randomness.
-    """
-    from sklearn.datasets import load_digits
-
-    bundled = load_digits()
-    images = torch.from_numpy(bundled.images.astype(np.uint8))[:, None]
-    labels = torch.from_numpy(bundled.target.astype(np.int64))
-    train, test = Split(images[:1257], labels[:1257]), Split(images[1257:], labels[1257:])
-    return Dataset("digits", train, test, classes=10, levels=16, signed=False)
-
-
-CIFAR10_MD5 = {  # as torchvision lists them
-    "data_batch_1": "c99cafc152244af753f735de768cd75f",
-    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
-    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
-    "data_batch_4": "634d18415352ddfa80567beed471001a",
-    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
-    "test_batch": "40351d587109b95175f43aff81a1287e",
-}
-
-
-def cifar10(root: Path, download: bool) -> Dataset:
-    """CIFAR-10 from torchvision's files, in [-1, 1] as in the paper's code: 50,000 and 10,000 images of 32 x 32."""
-    folder = root / "cifar-10-batches-py"
-    if download and not folder.is_dir():
-        from torchvision.datasets import CIFAR10
-
-        CIFAR10(str(root), download=True)
-    if not folder.is_dir():
-        raise UserError(
-            f"cifar10 is not in {folder}: give its parent as --data.root, let torchvision fetch it with "
-            "--data.download true, or train on --data.name digits, which needs no files"
-        )
-    batches = {name: cifar_batch(folder / name, md5) for name, md5 in CIFAR10_MD5.items()}
-    train = [batch for name, batch in batches.items() if name != "test_batch"]
-    joined = Split(torch.cat([b.images for b in train]), torch.cat([b.labels for b in train]))
-    return Dataset("cifar10", joined, batches["test_batch"], classes=10)
-
-
-def cifar_batch(path: Path, md5: str) -> Split:
-    """One of CIFAR's pickled batches, unpickled only when its checksum is right, by an unpickler that builds arrays only."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
-        raise UserError(f"{path} is not the original file (its MD5 differs): delete it and fetch the data set again")
-    batch = ArraysOnly(io.BytesIO(content), encoding="latin1").load()
-    images = torch.from_numpy(batch["data"].reshape(-1, 3, 32, 32))
-    return Split(images, torch.tensor(batch["labels"], dtype=torch.int64))
-
-
-class ArraysOnly(pickle.Unpickler):
-    """An unpickler that can build numpy arrays beside plain containers, and nothing else."""
-
-    ALLOWED: ClassVar = {
-        ("numpy.core.multiarray", "_reconstruct"): np.array(0).__reduce__()[0],
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-    }
-
-    def find_class(self, module: str, name: str):
-        if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"refused to build {module}.{name}")
-        return self.ALLOWED[module, name]
-
-
-DATASETS = {"digits": digits, "cifar10": cifar10}
+def stratified(labels: Tensor, classes: int, fraction: float, draws: torch.Generator) -> Tensor:
+    """Indices of a share of each class, drawn."""
+    shuffled = torch.randperm(len(labels), generator=draws)
+    members = [shuffled[labels[shuffled] == label] for label in range(classes)]
+    return torch.cat([member[: round(len(member) * fraction)] for member in members])

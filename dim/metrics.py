@@ -36,6 +36,24 @@ class JsonLines:
             file.flush()
             os.fsync(file.fileno())
 
+    def rows(self) -> list[dict]:
+        """All rows so far, those of earlier processes too."""
+        return [json.loads(line) for line in self.path.read_bytes().splitlines()]
+
+
+def last_and_best(rows: list[dict], step: int, steps: int) -> dict:
+    """What summary.json says of a run at `step` of `steps`: its last row and, where larger is better, its best values.
+
+    {"step", "steps", "last": row, "best": {key: {"value", "step"}}}; of equal values the first. Bounds are those of training
+    batches and accuracies those of validation images, so the best of many is a little flattered: nothing to report.
+    """
+    best: dict[str, dict] = {}
+    for row in rows:
+        for key, value in row.items():
+            if ("/bound_" in key or key.endswith("_accuracy")) and (key not in best or value > best[key]["value"]):
+                best[key] = {"value": value, "step": row["step"]}
+    return {"step": step, "steps": steps, "last": rows[-1] if rows else {}, "best": best}
+
 
 def means(sums: dict[str, Tensor], terms: list) -> dict:
     """Means over the steps summed; each bound beside its chance level, its ceiling (None: there is none) and its negatives.

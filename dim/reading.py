@@ -14,7 +14,14 @@ from typing import Any, Literal, get_args, get_origin
 
 from dim.config import Config, UserError, built, check, flat, leaves
 
-ELSEWHERE = ("run.", "device", "data.root", "data.download")  # where a run happens and what it writes, not what it is
+ELSEWHERE = (
+    "run.",
+    "device",
+    "data.root",
+    "data.download",
+    "data.memory",
+    "data.workers",
+)  # where a run happens and what it writes, not what it is
 
 
 def read(argv: list[str], default: Path, flags: dict[str, str] | None = None) -> tuple[Config, argparse.Namespace]:
@@ -74,13 +81,15 @@ def typed(key: str, value: Any) -> Any:
     """The value as the type of its key, or UserError that says what is possible."""
     import jsonargparse
 
+    kind = leaves()[key][0]
+    choices = [str(choice) for choice in get_args(kind)] if get_origin(kind) is Literal else []
+    if value is False and "off" in choices:
+        value = "off"  # YAML reads the word off as false
     try:
         if value is not None:
             return schema().parse_object({key: value}, defaults=False)[key]
     except jsonargparse.ArgumentError:
         pass
-    kind = leaves()[key][0]
-    choices = [str(choice) for choice in get_args(kind)] if get_origin(kind) is Literal else []
     raise UserError(one_line(f"{key} is {value!r}: it must be {possible(kind)}{nearest(str(value), choices)}"))
 
 

@@ -1,12 +1,13 @@
 """What a run will do, said before it does it: shapes, negatives, sizes."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
 from dim.build import TermFacts
-from dim.config import Config
+from dim.config import Config, Train
 from dim.data import Dataset
-from dim.encoders import Encoder
 from dim.evals.features import pictures
 from dim.objective import Objective
 
@@ -14,20 +15,20 @@ from dim.objective import Objective
 def summary(
     config: Config,
     data: Dataset,
-    encoder: Encoder,
+    encoder: nn.Module,
     objective: Objective,
     terms: list[TermFacts],
     device: torch.device,
     steps: int,
 ) -> str:
     """One line for each part of the run."""
-    images, c, terms_ = data.train.images, config.train, config.objective
+    images, c, terms_ = data.pretraining, config.train, config.objective
     with torch.no_grad():
-        codes = encoder.eval()(pictures(encoder, data, images[:2]))
+        codes = encoder.eval()(pictures(encoder, data, next(images.batches(torch.arange(2), 2))))
     encoder.train()
     layers = ", ".join(f"{name} {by(t.shape[1:])}" for name, t in codes._asdict().items())
     lines = [
-        f"data       {data.name}, {len(images):,} training images {by(images.shape[1:])}; "
+        f"data       {data.name}, {len(images):,} training images {by(images.shape)}; "
         f"{some(config.views.number, 'view')}, {config.views.kind}",
         f"encoder    {config.encoder.name}, norm {config.norm}, {parameters(encoder):,} parameters",
         f"           {layers}",
@@ -49,11 +50,18 @@ def summary(
     if objective.prior is not None:
         p = config.objective.prior
         lines.append(f"prior      weight {p.weight:g}, {p.kind}, discriminator of {parameters(objective.prior):,} parameters")
-    lines.append(f"training   {steps:,} steps of {c.batch_size} images, {some(c.epochs, 'epoch')}, Adam {c.lr:g} {c.schedule}")
+    lines.append(f"training   {steps:,} steps of {c.batch_size} images, {some(c.epochs, 'epoch')}, {recipe(c)}")
     lines.append(
         f"           {device}, {some(torch.get_num_threads(), 'thread')}, {config.precision}, torch {torch.__version__}"
     )
     return "\n".join(lines)
+
+
+def recipe(c: Train) -> str:
+    """How the weights are updated, in words."""
+    parts = [{"adam": "Adam", "adamw": f"AdamW (decay {c.weight_decay:g})"}[c.optimizer] + f" {c.lr:g} {c.schedule}"]
+    parts += [f"{c.warmup} steps of warm-up"] * (c.warmup > 0) + [f"gradients clipped at {c.clip:g}"] * (c.clip > 0)
+    return ", ".join(parts + [f"average of weights {c.average:g}"] * (c.average > 0))
 
 
 def some(number: int, what: str) -> str:
@@ -66,6 +74,6 @@ def parameters(module: nn.Module | None) -> int:
     return sum(p.numel() for p in module.parameters()) if module is not None else 0
 
 
-def by(shape: torch.Size) -> str:
+def by(shape: Sequence[int]) -> str:
     """[3, 32, 32] -> 3 x 32 x 32"""
     return " x ".join(map(str, shape))

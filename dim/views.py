@@ -172,7 +172,10 @@ class CentreCrop:
     draws = 0
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
-        top, left = ((side - self.size) // 2 for side in images.shape[2:])
+        height, width = images.shape[2:]
+        if min(height, width) < self.size:  # a slice would silently return less
+            raise ValueError(f"a crop of {self.size} x {self.size} does not fit images of {height} x {width}")
+        top, left = (height - self.size) // 2, (width - self.size) // 2
         return images[:, :, top : top + self.size, left : left + self.size]
 
 
@@ -243,25 +246,26 @@ def draw_table(seed: int, epoch: int, samples: int, views: int, draws: int) -> T
     return torch.stack(tables, 1) * 2 - 1
 
 
-def none(c: Any, size: int) -> Chain:
+def none(c: Any, size: int, fit: tuple) -> Chain:
     """The image as it is."""
-    return Chain(())
+    return Chain(fit)
 
 
-def affine(c: Any, size: int) -> Chain:
-    return Chain((Affine(c.shift, c.rotation, c.scale, c.shear),))
+def affine(c: Any, size: int, fit: tuple) -> Chain:
+    """Small moves of the whole image."""
+    return Chain((*fit, Affine(c.shift, c.rotation, c.scale, c.shear)))
 
 
-def crop_flip(c: Any, size: int) -> Chain:
-    """The paper's for STL-10, with padding 0: a window of the image, then a flip."""
+def crop_flip(c: Any, size: int, fit: tuple) -> Chain:
+    """A window of the image, then a flip; with padding 0 the paper's for STL-10."""
     return Chain((Crop(size, c.padding), Flip(c.flip)))
 
 
-def strong(c: Any, size: int) -> Chain:
-    """As in SimCLR without blur: resized crop, flip, colour jitter, grey."""
-    crop = (ResizedCrop(size, c.area, c.ratio),) if c.area != (1, 1) else ()
-    colour = Jitter(c.brightness, c.contrast, c.saturation, c.hue, c.jitter), Grey(c.grey)
-    return Chain((*crop, Flip(c.flip), *colour))
+def strong(c: Any, size: int, fit: tuple) -> Chain:
+    """As in SimCLR without blur: resized crop, flip, colour jitter, grey; without the crop where area is [1, 1]."""
+    crop = fit if c.area == (1, 1) else (ResizedCrop(size, c.area, c.ratio),)
+    return Chain((*crop, Flip(c.flip), Jitter(c.brightness, c.contrast, c.saturation, c.hue, c.jitter), Grey(c.grey)))
 
 
-VIEWS = {"none": none, "affine": affine, "crop_flip": crop_flip, "strong": strong}  # (config.views, size) -> Chain
+# (config.views, the encoder's size, the view that brings a stored image to that size if any) -> Chain
+VIEWS = {"none": none, "affine": affine, "crop_flip": crop_flip, "strong": strong}

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+from dim.encoders import ARCHITECTURES  # noqa: E402
 
 TINY = {  # three steps on the digits
     "--train.epochs": "1",
@@ -51,8 +54,16 @@ def command(tmp_path):
 
 
 @pytest.fixture
-def real_cifar10() -> Path:
-    """The folder of the real CIFAR-10, named by DIM_DATA (for slow tests)."""
+def real_data() -> Path:
+    """The folder of the real data sets, named by DIM_DATA, for slow tests."""
     if "DIM_DATA" not in os.environ:
         pytest.skip("set DIM_DATA to the folder that holds cifar-10-batches-py")
     return Path(os.environ["DIM_DATA"])
+
+
+@pytest.fixture
+def slim_alex(monkeypatch):
+    """The paper's largest encoder with an eighth of its channels: the same sizes of maps, and a small checkpoint."""
+    full = ARCHITECTURES["alex64x64"]
+    convs = tuple(conv._replace(channels=conv.channels // 8) for conv in full.convs)
+    monkeypatch.setitem(ARCHITECTURES, "alex64x64", replace(full, convs=convs, hidden=(64, 64)))

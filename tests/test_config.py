@@ -10,6 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dim.backbones import RESNETS, STEMS
 from dim.build import CRITICS, DATASETS, ESTIMATORS, NEGATIVES, SCHEDULES, VIEWS
 from dim.config import Config, UserError, built, check, flat, leaves
 from dim.encoders import ARCHITECTURES
@@ -29,7 +30,8 @@ def parsed(tmp_path, text: str, *words: str) -> Config:
 @pytest.mark.parametrize(
     ("key", "names"),
     [
-        ("encoder.name", ARCHITECTURES),
+        ("encoder.name", [*ARCHITECTURES, *RESNETS]),
+        ("encoder.stem", STEMS),
         ("data.name", DATASETS),
         ("views.kind", VIEWS),
         ("norm", NORMS),
@@ -109,8 +111,18 @@ MISTAKES = [  # file, command line, the message
     ("train: {betas: [0.9]}", [], r"train.betas is \[0.9\]: it must be \[number, number\]"),
     ("train: {betas: [0.9, 1.0]}", [], "both must be below 1"),
     ("views: {rotation: 181}", [], "views.rotation is 181.0: it must be at most 180"),
+    ("views: {area: [0.5, 0.2]}", [], r"views.area is \[0.5, 0.2\]: the first number must not be larger than the second"),
+    ("views: {ratio: [2, 1]}", [], r"views.ratio is \[2.0, 1.0\]: the first number must not be larger"),
+    ("views: {area: [0.2, 1.1]}", [], "views.area is 1.1: it must be at most 1"),
+    ("views: {area: [0, 1]}", [], "views.area is 0.0: it must be above 0"),
+    ("views: {area: 0.2}", [], r"views.area is 0.2: it must be \[number, number\]"),
+    ("views: {hue: 0.6}", [], "views.hue is 0.6: it must be at most 0.5"),
+    ("views: {kind: crop}", [], r"one of none, affine, crop_flip, strong; did you mean crop_flip\?"),
+    ("train: {weight_decay: 0.01}", [], "weight_decay is 0.01, but train.optimizer is adam: set that to adamw, or .* to 0"),
+    ("train: {optimizer: sgd}", [], "it must be one of adam, adamw"),
+    ("train: {warmup: -1}", [], "train.warmup is -1: it must be at least 0"),
     ("data: {root: no}", [], "data.root is False: it must be a text"),
-    ("data: {name: cifar}", [], r"one of digits, cifar10; did you mean cifar10\?"),
+    ("data: {name: cifar}", [], r"one of digits, cifar10.*; did you mean cifar10\?"),
     ("", ["--lr", "1"], r"unknown key 'lr' in the command line; did you mean train.lr\?"),
     ("objective: {local: {estimator: InfoNCE}}", [], r"did you mean infonce\?"),
     ("objective: {local: {scale: big}}", [], r"it must be a number or 1/sqrt\(units\)"),
@@ -181,10 +193,24 @@ def test_check_refuses_every_limit_of_the_schema():
         bad = [None if low is None else low - 1, above, None if high is None else high + 1]
         for value in filter(lambda value: value is not None, bad):
             limited += 1
-            value = (value, value) if key == "train.betas" else value
+            value = (value, value) if isinstance(flat(Config())[key], tuple) else value
             with pytest.raises(UserError, match=re.escape(f"{key} is ")):
                 check(built(flat(Config()) | {key: value}))
     assert limited > 20
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"views.area": (0.3, 0.3)},
+        {"views.area": (1.0, 1.0)},
+        {"views.ratio": (1.0, 1.0)},
+        {"train.weight_decay": 0.01, "train.optimizer": "adamw"},
+        {"train.optimizer": "adamw"},
+    ],
+)
+def test_check_accepts_what_lies_on_the_border(given):
+    check(built(flat(Config()) | given))
 
 
 def test_a_folder_with_another_configuration_is_refused(tmp_path):

@@ -1,105 +1,35 @@
-"""Data: what is read, checked and refused; the validation part."""
+"""Splits and data sets: what an encoder and a probe are given, the validation part, the fingerprint."""
 
-import hashlib
-import pickle
+from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
+import torch.nn.functional as F
 
-from dim import data
 from dim.config import UserError
+from dim.data import Dataset, Split, stratified
+from dim.randomness import generator
 
 
-def test_digits_keep_file_order_and_values(tmp_path):
-    found, bundled = data.digits(tmp_path, False), load_digits()
-    assert (len(found.train), len(found.test)) == (1257, 540)
-    assert np.array_equal(found.floats(found.test.images).numpy()[:, 0], bundled.images[1257:].astype(np.float32) / 16)
-    assert np.array_equal(found.train.labels, bundled.target[:1257])
+def split_of(n: int, side: int = 2, channels: int = 1, label: int | None = None) -> Split:
+    """n random images; labels 0, 1, .., 4, 0, .. or all the same."""
+    images = torch.randint(0, 256, (n, channels, side, side), generator=torch.Generator().manual_seed(n), dtype=torch.uint8)
+    return Split(images, torch.arange(n) % 5 if label is None else torch.full((n,), label))
 
 
-def write_batch(path, images: np.ndarray, labels: list[int]) -> str:
-    """A batch as CIFAR's files hold it; returns its MD5 sum."""
-    content = pickle.dumps({"data": images.reshape(len(images), -1), "labels": labels}, protocol=3)
-    content = content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")  # the name of 2009
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(content)
-    return hashlib.md5(content).hexdigest()
-
-
-@pytest.fixture
-def cifar_like(tmp_path, monkeypatch):
-    """Six small files in CIFAR-10's layout with checksums of their own: 4 images each."""
-    draws = np.random.default_rng(0)
-    images = {name: draws.integers(0, 256, (4, 3, 32, 32), dtype=np.uint8) for name in data.CIFAR10_MD5}
-    folder = tmp_path / "cifar-10-batches-py"
-    sums = {name: write_batch(folder / name, images[name], [1, 2, 3, 4]) for name in images}
-    monkeypatch.setattr(data, "CIFAR10_MD5", sums)
-    return tmp_path, images
-
-
-def test_cifar10_reads_channels_rows_columns_in_minus_one_to_one(cifar_like):
-    root, images = cifar_like
-    found = data.cifar10(root, False)
-    assert torch.equal(found.train.images[4:8], torch.from_numpy(images["data_batch_2"]))
-    assert torch.equal(found.test.images, torch.from_numpy(images["test_batch"]))
-    assert found.train.labels.tolist() == [1, 2, 3, 4] * 5
-    extremes = found.floats(torch.tensor([[0, 255]], dtype=torch.uint8))
-    assert extremes.tolist() == [[-1.0, 1.0]]
-
-
-def test_missing_cifar10_says_where_it_looked_and_the_ways_out(tmp_path):
-    with pytest.raises(UserError, match=r"cifar10 is not in .*--data.root.*--data.download true.*digits") as caught:
-        data.cifar10(tmp_path, False)
-    assert str(tmp_path) in str(caught.value)
-
-
-def test_download_asks_torchvision(tmp_path, monkeypatch):
-    import torchvision.datasets
-
-    asked = []
-    monkeypatch.setattr(torchvision.datasets, "CIFAR10", lambda root, download: asked.append((root, download)))
-    with pytest.raises(UserError, match="is not in"):
-        data.cifar10(tmp_path, True)  # the stand-in brings no files
-    assert asked == [(str(tmp_path), True)]
-
-
-@pytest.mark.parametrize("damage", [lambda c: c[:-7], lambda c: c[:100] + b"x" + c[101:], lambda c: b""])
-def test_a_damaged_batch_is_refused_before_it_is_unpickled(cifar_like, damage):
-    root, _ = cifar_like
-    path = root / "cifar-10-batches-py" / "data_batch_3"
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(UserError, match=r"data_batch_3 is not the original file"):
-        data.cifar10(root, False)
-
-
-def test_a_missing_batch_is_named(cifar_like):
-    root, _ = cifar_like
-    (root / "cifar-10-batches-py" / "test_batch").unlink()
-    with pytest.raises(UserError, match=r"test_batch cannot be read: No such file"):
-        data.cifar10(root, False)
-
-
-class Hostile:
-    def __reduce__(self):
-        return print, ("this must never run",)
-
-
-@pytest.mark.parametrize("payload", [Hostile(), {"data": Hostile()}, [print], UserError])
-def test_the_unpickler_builds_arrays_and_nothing_else(payload, tmp_path, capsys):
-    content = pickle.dumps(payload, protocol=2)
-    path = tmp_path / "batch"
-    path.write_bytes(content)
-    with pytest.raises(pickle.UnpicklingError, match="refused to build"):
-        data.cifar_batch(path, hashlib.md5(content).hexdigest())
-    assert capsys.readouterr().out == ""
+def test_a_split_gives_the_asked_images_in_their_order():
+    split = split_of(10)
+    index = torch.tensor([7, 0, 3, 3, 9])
+    batches = list(split.batches(index, 2))
+    assert [len(batch) for batch in batches] == [2, 2, 1]
+    assert torch.equal(torch.cat(batches), split.images[index])
+    assert (len(split), split.shape) == (10, (1, 2, 2))
 
 
 def test_the_validation_part_is_a_stratified_tenth_and_depends_on_its_seed_alone():
     labels = torch.arange(10).repeat_interleave(torch.arange(100, 200, 10))
-    split = data.Split(torch.zeros(len(labels), 1, 2, 2, dtype=torch.uint8), labels)
-    made = data.Dataset("made", split, split, 10, 1.0, 0.0)
+    split = Split(torch.zeros(len(labels), 1, 2, 2, dtype=torch.uint8), labels)
+    made = Dataset("made", split, split, 10)
     fitting, validation = made.validation(0)
     assert sorted([*fitting.tolist(), *validation.tolist()]) == list(range(len(labels)))
     assert labels[validation].bincount().tolist() == [round(n / 10) for n in range(100, 200, 10)]
@@ -108,19 +38,57 @@ def test_the_validation_part_is_a_stratified_tenth_and_depends_on_its_seed_alone
     assert not torch.equal(made.validation(1)[1], validation)
 
 
-def test_the_fingerprint_changes_with_one_pixel_or_label():
-    split = data.Split(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.arange(4))
-    first = data.Dataset("made", split, split, 4, 1.0, 0.0).fingerprint
+def test_stratified_takes_its_share_of_each_class_and_never_an_unlabelled_image():
+    labels = torch.tensor([0] * 10 + [-1] * 10 + [2] * 20)
+    index = stratified(labels, 3, 0.2, generator(0, "made"))
+    assert labels[index].tolist() == [0] * 2 + [2] * 4
+    assert len(set(index.tolist())) == 6
+
+
+def test_the_fingerprint_changes_with_one_pixel_label_or_unlabelled_image():
+    split, more = split_of(4), split_of(6, label=-1)
+    made = Dataset("made", split, split, 5, unlabelled=more)
     pixel = split.images.clone()
-    pixel[2, 0, 1, 1] = 1
-    for other in (data.Split(pixel, split.labels), data.Split(split.images, split.labels.flip(0))):
-        assert data.Dataset("made", other, split, 4, 1.0, 0.0).fingerprint != first
+    pixel[2, 0, 1, 1] += 1
+    others = [Split(pixel, split.labels), Split(split.images, split.labels.flip(0))]
+    changed = [replace(made, train=other) for other in others] + [replace(made, test=other) for other in others]
+    changed += [replace(made, unlabelled=split_of(7, label=-1)), replace(made, unlabelled=None)]
+    assert len({made.fingerprint, *(other.fingerprint for other in changed)}) == 7
+    assert replace(made, name="other").fingerprint == made.fingerprint
 
 
-@pytest.mark.slow
-def test_the_real_cifar10_is_read(real_cifar10):
-    found = data.cifar10(real_cifar10, False)
-    assert found.train.images.shape == (50_000, 3, 32, 32)
-    assert found.train.labels.bincount().tolist() == [5000] * 10
-    assert found.test.labels.bincount().tolist() == [1000] * 10
-    assert found.train.labels[:5].tolist() == [6, 9, 9, 4, 1]  # frog, truck, truck, deer, automobile
+def test_an_encoder_trains_on_the_unlabelled_images_where_there_are_any():
+    train, more = split_of(4), split_of(6, label=-1)
+    assert Dataset("made", train, train, 5).pretraining is train
+    assert Dataset("made", train, train, 5, unlabelled=more).pretraining is more
+
+
+@pytest.mark.parametrize(("signed", "ends"), [(True, [-1.0, 1.0]), (False, [0.0, 1.0])])
+def test_values_end_at_the_ends(signed, ends):
+    made = Dataset("made", split_of(4), split_of(4), 5, levels=16, signed=signed)
+    assert made.floats(torch.tensor([[[[0, 16]]]], dtype=torch.uint8)).flatten().tolist() == ends
+    assert made.floats(torch.tensor([[[[0, 16]]]], dtype=torch.uint8), torch.float64).dtype == torch.float64
+
+
+def test_images_of_the_encoders_size_are_not_touched():
+    made = Dataset("made", split_of(4, 6), split_of(4, 6), 5, signed=False, size=6)
+    assert made.fitting == ()
+    assert torch.equal(made.floats(made.train.images), made.train.images / 255)
+    assert replace(made, size=0).shape == (1, 6, 6)
+
+
+def test_larger_images_are_centre_cropped_or_resized_when_they_are_measured():
+    split = split_of(3, 9, channels=3)
+    made = Dataset("made", split, split, 5, signed=False, size=4, fit="crop")
+    assert made.shape == (3, 4, 4)
+    assert torch.equal(made.floats(split.images), split.images[:, :, 2:6, 2:6] / 255)
+    resized = F.interpolate(split.images / 255, (4, 4), mode="bilinear", antialias=True)
+    torch.testing.assert_close(replace(made, fit="resize").floats(split.images), resized)
+    torch.testing.assert_close(replace(made, fit="resize", signed=True).floats(split.images), resized * 2 - 1)
+
+
+def test_without_labels_there_is_nothing_to_probe():
+    labelled = Dataset("made", split_of(4), split_of(4), 5)
+    assert labelled.with_labels() is labelled
+    with pytest.raises(UserError, match=r"made has no labels to probe: .*--data.labels folders.*probe_every"):
+        replace(labelled, classes=0).with_labels()

@@ -61,13 +61,14 @@ def test_the_headline_names_the_winner_whoever_it_is():
 def test_the_random_encoder_is_the_trained_one_before_its_first_step(trained):
     config, state = saved(trained), torch.load(trained / "checkpoint.pt", weights_only=True)
     data = build.dataset(config)
-    rows = [*evaluate.baselines(config, data), *evaluate.trained(config, data, state)]
+    trained_rows = evaluate.layers("trained", evaluate.trained_encoder(config, data.shape, state, "last", trained), data)
+    rows = [*evaluate.baselines(config, data), *trained_rows]
     found = {name: test for name, _, test in rows}
-    start = set_statistics(build.encoder(config, 1), data, data.train.images)
-    assert torch.allclose(found["random fc"], features(start, data, data.test.images)["fc"], atol=1e-3)
-    end = build.encoder(config, 1)
+    start = set_statistics(build.encoder(config, data.shape), data, data.train)
+    assert torch.allclose(found["random fc"], features(start, data, data.test)["fc"], atol=1e-3)
+    end = build.encoder(config, data.shape)
     end.load_state_dict(state["encoder"])
-    assert torch.allclose(found["trained y"], features(end, data, data.test.images)["y"], atol=1e-3)
+    assert torch.allclose(found["trained y"], features(end, data, data.test)["y"], atol=1e-3)
     assert not torch.allclose(found["random y"], found["trained y"], atol=1e-1)
     assert torch.equal(found["raw pixels"], data.test.images.flatten(1) / 16)
 
@@ -94,7 +95,15 @@ def test_several_runs_share_their_baselines(trained, two_columns, tmp_path, monk
         (["nowhere"], "nowhere is not the folder of a run: it has no config.yaml"),
         (["{run}", "--probes", "knn"], "choose from 'linear'"),
         ([], "the following arguments are required: RUN"),
-        (["{run}", "--probe", "linear"], "unrecognized arguments"),
+        (["{run}", "--probe", "linear"], "--probe is no option; did you mean probes?"),
+        (["{run}", "--train.lr", "1"], "--train.lr belongs to training"),
+        (["{run}", "--data.rot", "x"], "unknown key 'data.rot' in the command line; did you mean data.root?"),
+        (["{run}", "--data.root"], "--data.root needs a value"),
+        (["{run}", "--export", "encoder.pt"], "--export is encoder.pt: its name must end in .safetensors or .onnx"),
+        (["{run}", "--features", "f.npy"], "its name must end in .npz"),
+        (["{run}", "{run}", "--export", "e.onnx"], "--export names one file, but 2 runs are given: give one run"),
+        (["{run}", "--export", "nowhere/e.safetensors"], "nowhere/e.safetensors cannot be written: nowhere is no folder"),
+        (["{run}", "--weights", "average"], "kept no average of its weights: train it with --train.average"),
     ],
 )
 def test_a_mistake_ends_with_one_line_and_exit_code_2(words, message, trained, capsys):
@@ -123,6 +132,32 @@ def test_importing_dim_costs_torch_and_numpy_alone():
     code = blocked(*EXTRAS, "sklearn", "scipy", "jsonargparse", "yaml", "tqdm")
     code += "import dim.build, dim.metrics, dim.guard, dim.checkpoint, dim.summary, dim.evals.linear"
     subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, check=True, timeout=120)
+
+
+NEEDS = [  # a package, what needs it, what is said
+    ("safetensors", ["evaluate", "{run}", "--export", "e.safetensors"], "an export needs the package safetensors"),
+    ("onnx", ["evaluate", "{run}", "--export", "e.onnx"], "an export to ONNX needs the package onnx"),
+    ("matplotlib", ["evaluate", "{run}", "--figures", "curves"], "a figure needs the package matplotlib"),
+    ("torchvision", ["train", "--encoder.name", "resnet18"], "encoder.name resnet18 needs the package torchvision"),
+    (
+        "torchvision",
+        ["train", "--data.name", "mnist", "--data.download", "true"],
+        "data.download needs the package torchvision",
+    ),
+    ("PIL", ["train", "--data.name", "folder", "--data.root", "."], "data.name folder needs the package pillow"),
+    ("sklearn", ["train"], "data.name digits needs the package scikit-learn"),
+]
+
+
+@pytest.mark.parametrize(("package", "words", "said"), NEEDS)
+def test_a_missing_package_stops_only_what_needs_it_in_one_line(package, words, said, trained, tmp_path):
+    script, *words = [word.format(run=trained) for word in words]
+    code = blocked(package) + f"sys.path.insert(0, {str(ROOT)!r})\nimport {script}\nsys.exit({script}.main({words!r}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_training_and_evaluating_need_none_of_the_extras(trained, tmp_path):

@@ -1,13 +1,15 @@
 """The linear probe against its definition, and the protocol around it."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 
-from dim import data
+from dim import data, datasets
+from dim.config import Data
 from dim.encoders import Encoder
 from dim.evals import linear
 from dim.evals.features import features, raw_pixels, set_statistics
@@ -127,14 +129,20 @@ def made_data(name: str = "made") -> data.Dataset:
     noise = torch.randint(0, 60, (360, 1, 8, 8), generator=draws)
     images = (noise + 60 * labels[:, None, None, None]).to(torch.uint8)
     split = data.Split(images, labels)
-    return data.Dataset(name, split[torch.arange(300)], split[torch.arange(300, 360)], 3, 255.0, 0.0)
+    return data.Dataset(
+        name,
+        data.Split(split.images[:300], split.labels[:300]),
+        data.Split(split.images[300:], split.labels[300:]),
+        3,
+        signed=False,
+    )
 
 
 def test_evaluate_chooses_without_the_test_split():
     made = made_data()
-    x, x_test = raw_pixels(made, made.train.images), raw_pixels(made, made.test.images)
+    x, x_test = raw_pixels(made, made.train), raw_pixels(made, made.test)
     good = linear.evaluate(iter([("raw", x, x_test)]), made, 0)["rows"]["raw"]["all"]
-    wrong = data.Dataset("made", made.train, data.Split(made.test.images, (made.test.labels + 1) % 3), 3, 255.0, 0.0)
+    wrong = data.Dataset("made", made.train, data.Split(made.test.images, (made.test.labels + 1) % 3), 3, signed=False)
     bad = linear.evaluate(iter([("raw", x, x_test)]), wrong, 0)["rows"]["raw"]["all"]
     assert good["accuracy"] > 0.95
     assert bad["accuracy"] < 0.05
@@ -150,17 +158,17 @@ def test_evaluate_refits_on_the_whole_training_split(monkeypatch):
         return fit(x, labels, *others)
 
     monkeypatch.setattr(linear, "fit", spy)
-    x, x_test = raw_pixels(made, made.train.images), raw_pixels(made, made.test.images)
+    x, x_test = raw_pixels(made, made.train), raw_pixels(made, made.test)
     linear.evaluate(iter([("raw", x, x_test)]), made, 0)
     assert set(sizes[:-1]) == {270}
     assert sizes[-1] == 300
 
 
 def test_the_digits_protocol_has_its_columns_and_draws(tmp_path):
-    digits = data.digits(tmp_path, False)
+    digits = datasets.digits(Data())
     rows = [
-        (linear.UNSCALED, raw_pixels(digits, digits.train.images), raw_pixels(digits, digits.test.images)),
-        ("raw pixels", raw_pixels(digits, digits.train.images), raw_pixels(digits, digits.test.images)),
+        (linear.UNSCALED, raw_pixels(digits, digits.train), raw_pixels(digits, digits.test)),
+        ("raw pixels", raw_pixels(digits, digits.train), raw_pixels(digits, digits.test)),
     ]
     found = linear.evaluate(iter(rows), digits, 0)
     assert found["labels"] == ["all", "10", "5", "1"]
@@ -173,10 +181,42 @@ def test_the_digits_protocol_has_its_columns_and_draws(tmp_path):
         assert [row[c]["C"] for c in found["labels"]] == [1.0] * 4
 
 
+def test_official_folds_stand_beside_all_labels():
+    made = made_data()
+    folds = tuple(torch.arange(300)[k::5] for k in range(3))
+    made = replace(made, folds=folds)
+    x, x_test = raw_pixels(made, made.train), raw_pixels(made, made.test)
+    found = linear.evaluate(iter([("raw", x, x_test)]), made, 0)
+    assert found["labels"] == ["all", "folds"]
+    cells = found["rows"]["raw"]
+    assert cells["folds"]["C"] == cells["all"]["C"]
+    assert cells["all"]["sd"] is None
+    train, test = linear.standardised(x.clone(), x_test.clone())
+    probes = [linear.fit(train[fold], made.train.labels[fold], cells["all"]["C"]) for fold in folds]
+    scores = [linear.accuracy(probe, test, made.test.labels) for probe in probes]
+    assert cells["folds"]["accuracy"] == pytest.approx(sum(scores) / 3, abs=1e-6)
+    assert cells["folds"]["sd"] == pytest.approx(torch.tensor(scores).std().item(), abs=1e-6)
+    assert "over the 3 official folds of 60 labels, C and standardisation as for all 300" in found["protocol"]
+    plain = linear.evaluate(iter([("raw", x, x_test)]), replace(made, folds=()), 0)
+    assert plain["labels"] == ["all"]
+    assert plain["rows"]["raw"]["all"] == cells["all"]
+    assert "folds" not in plain["protocol"]
+
+
+def test_a_probe_of_folds_sees_their_images_only(monkeypatch):
+    made, sizes = made_data(), []
+    fit = linear.fit
+    monkeypatch.setattr(linear, "fit", lambda x, *others: (sizes.append(len(x)), fit(x, *others))[1])
+    made = replace(made, folds=(torch.arange(0, 40), torch.arange(100, 150)))
+    x, x_test = raw_pixels(made, made.train), raw_pixels(made, made.test)
+    linear.evaluate(iter([("raw", x, x_test)]), made, 0)
+    assert {*sizes} == {270, 300, 40, 50}
+
+
 def test_the_quick_probe_never_sees_the_test_split():
     made = made_data()
-    blind = data.Dataset("made", made.train, data.Split(made.test.images[:0], made.test.labels[:0]), 3, 255.0, 0.0)
-    encoder = set_statistics(Encoder("small8x8", 1), made, made.train.images)
+    blind = data.Dataset("made", made.train, data.Split(made.test.images[:0], made.test.labels[:0]), 3, signed=False)
+    encoder = set_statistics(Encoder("small8x8", 1), made, made.train)
     found = linear.quick_probe(encoder, blind, 0)
     assert set(found) == {"probe/fc_accuracy", "probe/y_accuracy"}
     assert found["probe/fc_accuracy"] > 0.9
@@ -185,14 +225,14 @@ def test_the_quick_probe_never_sees_the_test_split():
 def test_statistics_become_plain_averages_and_features_do_not_depend_on_the_batch():
     made = made_data()
     encoder = Encoder("small8x8", 1)
-    set_statistics(encoder, made, made.train.images, batch=100)
+    set_statistics(encoder, made, made.train, batch=100)
     first = encoder.layers["conv1"]
     with torch.no_grad():
         out = first[0](made.floats(made.train.images))
     assert torch.allclose(first[1].running_mean, out.mean((0, 2, 3)), atol=1e-5)
     assert first[1].momentum == 0.1
-    whole = features(encoder, made, made.test.images, batch=60)
-    parts = features(encoder, made, made.test.images, batch=7)
+    whole = features(encoder, made, made.test, batch=60)
+    parts = features(encoder, made, made.test, batch=7)
     for layer in whole:
         assert torch.allclose(whole[layer], parts[layer], atol=1e-5)
     assert [tuple(whole[layer].shape) for layer in ("conv", "fc", "y")] == [(60, 2048), (60, 512), (60, 64)]

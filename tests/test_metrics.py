@@ -9,7 +9,7 @@ import torch
 
 from dim.build import TermFacts
 from dim.config import UserError
-from dim.metrics import JsonLines, bar_text, code_statistics, effective_rank, means
+from dim.metrics import JsonLines, bar_text, code_statistics, effective_rank, last_and_best, means
 
 
 def normal(*shape, seed=0):
@@ -145,6 +145,28 @@ def test_a_new_run_starts_an_empty_file(path):
     path.write_text("what another run left\n")
     written(path, [{"step": 1}])
     assert rows_of(path) == [{"step": 1}]
+
+
+def test_rows_of_earlier_processes_are_read_too(path):
+    kept = written(path, [{"step": 1}, {"step": 2}])
+    log = JsonLines(path, kept)
+    log.write({"step": 3})
+    assert log.rows() == [{"step": 1}, {"step": 2}, {"step": 3}]
+
+
+def test_last_and_best_of_what_is_better_when_larger():
+    rows = [
+        {"step": 1, "loss": 9.0, "local/bound_nats": -2.0, "local/ceiling_nats": 5.0},
+        {"step": 2, "loss": 7.0, "local/bound_nats": 3.0, "probe/fc_accuracy": 0.5},
+        {"step": 3, "loss": 8.0, "local/bound_nats": 3.0},
+    ]
+    assert last_and_best(rows, 4, 10) == {
+        "step": 4,
+        "steps": 10,
+        "last": rows[2],
+        "best": {"local/bound_nats": {"value": 3.0, "step": 2}, "probe/fc_accuracy": {"value": 0.5, "step": 2}},
+    }
+    assert last_and_best([], 4, 10) == {"step": 4, "steps": 10, "last": {}, "best": {}}
 
 
 # ---- rows

@@ -8,9 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from PIL import Image
 
 from dim.reading import read
 
@@ -43,6 +45,36 @@ def test_the_library_example_runs():
     names: dict = {}
     exec("\n".join(line[4:] for line in code.splitlines()), names)
     assert torch.isfinite(names["losses"].encoder)
+
+
+def test_the_backbone_example_runs(capsys):
+    (code,) = (block for block in BLOCKS if "Backbone(net" in block)
+    exec("\n".join(line[4:] for line in code.splitlines()), {})
+    assert capsys.readouterr().out == "torch.Size([4, 128, 8, 8])\n"
+
+
+def test_the_commands_for_own_images_run(tmp_path, command):
+    """As they stand there, but for a smaller batch and fewer epochs; then the lines that use the export."""
+    draws = np.random.default_rng(0)
+    (tmp_path / "photos" / "trip").mkdir(parents=True)
+    for i in range(12):
+        picture = Image.fromarray(draws.integers(0, 256, (70 + i, 80, 3), dtype=np.uint8))
+        picture.save(tmp_path / "photos" / f"trip/{i}.jpg")
+    small = ["--train.batch_size", "4", "--train.epochs", "1", "--objective.local.units", "8"]
+    train_line, evaluate_line = (line for line in COMMANDS if "photos" in line)
+    words = shlex.split(train_line)[1:]
+    words[words.index("--config") + 1] = str(ROOT / "configs/tiny_imagenet.yaml")
+    done = command(*words, *small)
+    assert done.returncode == 0, done.stderr
+    done = command(*shlex.split(evaluate_line)[1:])
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "features.npz") as found:
+        assert found["train_fc"].shape == (12, 512)
+        assert [Path(name).name for name in found["train_names"]] == sorted(f"{i}.jpg" for i in range(12))
+    (code,) = (block for block in BLOCKS if "dim.load_encoder(" in block)
+    names: dict = {"images": torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)}
+    exec("\n".join(line[4:] for line in code.splitlines()).replace('"encoder.s', f'"{tmp_path}/encoder.s'), names)
+    assert names["codes"].map.shape == (2, 128, 8, 8)
 
 
 def test_the_estimator_to_add_is_right():
@@ -118,13 +150,13 @@ def test_run_says_what_is_missing_in_one_line(words, path, message, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_cifar10_commands_fit_the_real_data(real_cifar10, command):
+def test_the_cifar10_commands_fit_the_real_data(real_data, command):
     for line in COMMANDS:
         if "cifar10" in line and "train.py" in line:
             words = shlex.split(line)[1:]
             words = [str(ROOT / word) if word.startswith("configs/") else word for word in words]
             if "--data.root" in words:
-                words[words.index("--data.root") + 1] = str(real_cifar10)
+                words[words.index("--data.root") + 1] = str(real_data)
             done = command(*words, *(["--dry-run"] if "--dry-run" not in words else []))
             assert done.returncode == 0, done.stderr
             assert "50,000 training images 3 x 32 x 32" in done.stdout

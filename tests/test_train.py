@@ -15,9 +15,8 @@ import train
 from dim import build, checkpoint
 from dim.config import Config, UserError, built, flat
 from dim.data import Dataset, Split
-from dim.encoders import ARCHITECTURES
 from dim.guard import Guard
-from dim.reading import read
+from dim.reading import read, saved
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 ALL = ("--objective.local.negatives", "all", "--objective.local.k", "0")
@@ -49,20 +48,20 @@ def state(folder: Path) -> dict:
     return checkpoint.load(folder / "checkpoint.pt")
 
 
-def small_images(config: Config, n: int) -> Dataset:
-    """n random images of the size that the configured encoder takes."""
-    channels = 1 if config.data.name == "digits" else 3
-    size = ARCHITECTURES[config.encoder.name].size
-    images = torch.randint(0, 256, (n, channels, size, size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    split = Split(images, torch.arange(n) % 10)
-    return Dataset("made", split, split, 10, 127.5, 1.0)
+STORED = {"digits": (1, 8), "cifar10": (3, 32), "cifar100": (3, 32), "stl10": (3, 96), "folder": (3, 64)}  # channels, side
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_trains_two_steps(path, tmp_path, capsys):
+def test_every_config_trains_two_steps(path, tmp_path, capsys, monkeypatch, slim_alex):
+    """On 13 random images of the size that the configured data set is stored in."""
     config, _ = read(["--config", str(path), "--train.batch_size", "6", "--train.epochs", "1", "--run.probe_every", "0"], path)
-    train.train(config, small_images(config, 13), tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.pt", "config.yaml", "metrics.jsonl"]
+    channels, side = STORED[config.data.name]
+    images = torch.randint(0, 256, (13, channels, side, side), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    split = Split(images, torch.arange(13) % 10)
+    made = {config.data.name: lambda c, size: Dataset("made", split, split, 10, size=size, fit=c.fit)}
+    monkeypatch.setattr(build, "DATASETS", made)
+    train.train(config, build.dataset(config), tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.pt", "config.yaml", "metrics.jsonl", "summary.json"]
     (row,) = rows(tmp_path)
     assert row["step"] == 2
     assert all(torch.isfinite(torch.tensor(value)) for value in row.values() if value is not None)
@@ -71,7 +70,8 @@ def test_every_config_trains_two_steps(path, tmp_path, capsys):
 
 def test_a_run_leaves_its_files_and_says_its_numbers(tmp_path, capsys):
     assert run(tmp_path / "r", "--run.probe_every", "1", "--objective.prior.weight", "0.1", *ALL) == 0
-    assert sorted(p.name for p in (tmp_path / "r").iterdir()) == ["checkpoint.pt", "config.yaml", "metrics.jsonl"]
+    files = ["checkpoint.pt", "config.yaml", "metrics.jsonl", "summary.json"]
+    assert sorted(p.name for p in (tmp_path / "r").iterdir()) == files
     first, _, last = rows(tmp_path / "r")
     assert (first["step"], last["step"], last["epoch"]) == (1, 3, 1.0)
     assert first["local/ceiling_nats"] == pytest.approx(torch.tensor(26753.0).log().item(), 1e-5)
@@ -105,10 +105,16 @@ def test_same_seed_same_bits_other_seed_other_bits(tmp_path):
     assert not same(a["encoder"], c["encoder"])
 
 
+RECIPE = [
+    *("--train.optimizer", "adamw", "--train.weight_decay", "0.1", "--train.clip", "0.5", "--train.warmup", "2"),
+    *("--train.average", "0.9", "--views.number", "2", "--views.kind", "strong"),
+]
+
+
 @pytest.mark.parametrize("stop", [1, 2])
-@pytest.mark.parametrize("estimator", ["infonce", "dv"])
-def test_a_stopped_run_continues_to_the_same_bits(tmp_path, monkeypatch, capsys, stop, estimator):
-    words = ["--run.save_every", "1", "--run.log_every", "2", "--objective.local.estimator", estimator]
+@pytest.mark.parametrize("more", [("--objective.local.estimator", "dv"), RECIPE], ids=["dv", "recipe"])
+def test_a_stopped_run_continues_to_the_same_bits(tmp_path, monkeypatch, capsys, stop, more):
+    words = ["--run.save_every", "1", "--run.log_every", "2", *more]
     words += ["--objective.prior.weight", "0.1", "--objective.local.negatives", "sampled", "--objective.local.k", "50"]
     assert run(tmp_path / "whole", *words) == 0
     save = checkpoint.save
@@ -155,6 +161,48 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "r" / "checkpoint.pt").exists()
 
 
+def moved(folder: Path) -> float:
+    """How far the encoder's last layer went from its first weights, the largest component."""
+    first = build.encoder(saved(folder), (1, 8, 8)).state_dict()["layers.y.weight"]
+    return (state(folder)["encoder"]["layers.y.weight"] - first).abs().max().item()
+
+
+def test_warm_up_and_clipping_hold_the_weights_back(tmp_path):
+    """Adam's step does not depend on the gradient's size, but for its epsilon of 1e-8: a clip far below it stops everything."""
+    assert run(tmp_path / "plain") == 0
+    assert moved(tmp_path / "plain") == pytest.approx(2e-3, rel=0.1)  # 1 + 0.75 + 0.25 steps of the rate 1e-3: cosine
+    assert run(tmp_path / "clipped", "--train.clip", "1e-12") == 0
+    assert moved(tmp_path / "clipped") < 1e-5
+    assert rows(tmp_path / "clipped")[0]["gradient_norm"] == rows(tmp_path / "plain")[0]["gradient_norm"]  # as it was before
+    assert run(tmp_path / "loose", "--train.clip", "1e6") == 0
+    assert same(state(tmp_path / "loose"), state(tmp_path / "plain"))
+    assert run(tmp_path / "slow", "--train.warmup", "10") == 0
+    assert moved(tmp_path / "slow") == pytest.approx(0.325e-3, rel=0.1)  # 0.1, 0.2 and 0.3 of these
+    assert rows(tmp_path / "slow")[1]["learning_rate"] == pytest.approx(1.5e-4)
+
+
+def test_weight_decay_shrinks_matrices_and_leaves_gains_and_biases(tmp_path):
+    """With a decay d AdamW takes lr d w from a weight beside Adam's step."""
+    assert run(tmp_path / "plain", "--train.epochs", "1", "--train.batch_size", "1000") == 0
+    decay = ["--train.optimizer", "adamw", "--train.weight_decay", "0.5"]
+    assert run(tmp_path / "decayed", *decay, "--train.epochs", "1", "--train.batch_size", "1000") == 0
+    plain, decayed = (state(tmp_path / name)["encoder"] for name in ("plain", "decayed"))
+    first = build.encoder(saved(tmp_path / "plain"), (1, 8, 8)).state_dict()
+    for name, before in first.items():
+        expected = plain[name] - (1e-3 * 0.5 * before if before.ndim > 1 else 0)
+        torch.testing.assert_close(decayed[name], expected, rtol=0, atol=1e-6, msg=name)
+
+
+def test_the_average_lies_between_first_and_last_weights(tmp_path):
+    assert run(tmp_path / "r", "--train.average", "0.5") == 0
+    first = build.encoder(saved(tmp_path / "r"), (1, 8, 8)).state_dict()["layers.y.bias"]
+    content = state(tmp_path / "r")
+    average, last = content["average"]["module.layers.y.bias"], content["encoder"]["layers.y.bias"]
+    assert 0 < (average - first).abs().max() < (last - first).abs().max()
+    assert run(tmp_path / "without") == 0
+    assert same(state(tmp_path / "without")["encoder"], content["encoder"])  # it changes nothing but itself
+
+
 def test_a_finished_run_says_so_and_changes_nothing(tmp_path, capsys):
     assert run(tmp_path / "r") == 0
     before = {p.name: p.read_bytes() for p in (tmp_path / "r").iterdir()}
@@ -177,13 +225,13 @@ def test_dry_run_writes_nothing(tmp_path, capsys):
 
 def test_the_batches_of_an_epoch_hold_every_image_at_most_once(tmp_path, monkeypatch):
     seen = []
-    floats = Dataset.floats
+    units = Dataset.units
 
     def spy(self, images, dtype=torch.float32):
         seen.append(len(images))
-        return floats(self, images, dtype)
+        return units(self, images, dtype)
 
-    monkeypatch.setattr(Dataset, "floats", spy)
+    monkeypatch.setattr(Dataset, "units", spy)
     assert run(tmp_path / "r") == 0
     assert seen.count(419) == 3  # the summary looks at 2 images, each step at a batch
 
@@ -368,8 +416,8 @@ def test_a_checkpoint_runs_no_code(tmp_path):
 
 
 def test_first_weights_depend_on_the_seed_alone():
-    one = build.encoder(built(flat(Config()) | {"objective.local.estimator": "jsd", "train.lr": 0.5}), 1)
-    two = build.encoder(Config(), 1)
-    other = build.encoder(replace(Config(), seed=1), 1)
+    one = build.encoder(built(flat(Config()) | {"objective.local.estimator": "jsd", "train.lr": 0.5}), (1, 8, 8))
+    two = build.encoder(Config(), (1, 8, 8))
+    other = build.encoder(replace(Config(), seed=1), (1, 8, 8))
     assert same(one.state_dict(), two.state_dict())
     assert not same(one.state_dict(), other.state_dict())

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from dim.data import Dataset
-from dim.encoders import Encoder
 from dim.evals.features import features
 from dim.randomness import generator
 
@@ -45,26 +44,26 @@ def evaluate(rows: Iterator[tuple[str, Tensor, Tensor]], data: Dataset, split_se
     """Probe each row's features by the data set's protocol.
 
     rows: (name, training features [n, D], test features [t, D]). Returns {"protocol": what the numbers mean,
-    "chance": 1 / classes, "labels": the columns, "rows": {name: {column: {"accuracy": in [0, 1], "sd": over label draws or
-    None, "C": .., "converged": ..}}}}.
+    "chance": 1 / classes, "labels": the columns, "rows": {name: {column: {"accuracy": in [0, 1], "sd": over label draws,
+    over official folds or None, "C": .., "converged": ..}}}}.
     The test features are looked at once for each row and column, after everything is chosen.
     """
     protocol = PROTOCOLS.get(data.name, Protocol())
     fitting, validation = data.validation(split_seed)
+    columns = columns_of(protocol, data)
     found: dict[str, dict] = {}
     for name, train, test in rows:
         if name != UNSCALED:
             train, test = standardised(train, test)
         labels, test_labels = data.train.labels.to(train.device), data.test.labels.to(train.device)
         found[name] = {}
-        for count in protocol.labels:
-            chosen: dict = {"C": protocol.penalty}
-            if protocol.penalty is None:
-                chosen = choose(train[fitting], labels[fitting], train[validation], labels[validation])
-            subsets = [torch.arange(len(train))] if count is None else label_draws(data.train.labels, count, protocol.draws)
+        chosen: dict = {"C": protocol.penalty}
+        if protocol.penalty is None:
+            chosen = choose(train[fitting], labels[fitting], train[validation], labels[validation])
+        for column, subsets in columns.items():
             probes = [fit(train[subset], labels[subset], chosen["C"]) for subset in subsets]
             scores = torch.tensor([accuracy(probe, test, test_labels) for probe in probes], dtype=torch.float64)
-            found[name]["all" if count is None else str(count)] = {
+            found[name][column] = {
                 "accuracy": scores.mean().item(),
                 "sd": scores.std().item() if len(scores) > 1 else None,
                 "converged": all(probe.converged for probe in probes),
@@ -73,12 +72,23 @@ def evaluate(rows: Iterator[tuple[str, Tensor, Tensor]], data: Dataset, split_se
     return {
         "protocol": described(protocol, data),
         "chance": 1 / data.classes,
-        "labels": list(next(iter(found.values()))),
+        "labels": list(columns),
         "rows": found,
     }
 
 
 UNSCALED = "raw pixels, unscaled"
+
+
+def columns_of(protocol: Protocol, data: Dataset) -> dict[str, list[Tensor]]:
+    """The training images whose labels a probe is given, for each column: one set, or several to average over."""
+    found = {}
+    for count in protocol.labels:
+        if count is None:
+            found["all"] = [torch.arange(len(data.train))]
+        else:
+            found[str(count)] = label_draws(data.train.labels, count, protocol.draws)
+    return found | ({"folds": list(data.folds)} if data.folds else {})
 
 
 def described(protocol: Protocol, data: Dataset) -> str:
@@ -91,13 +101,18 @@ def described(protocol: Protocol, data: Dataset) -> str:
     draws = (
         f"; columns with few labels: mean and standard deviation of {protocol.draws} draws" if len(protocol.labels) > 1 else ""
     )
+    if data.folds:
+        draws += (
+            f"; folds: mean and standard deviation over the {len(data.folds)} official folds of {len(data.folds[0]):,} labels, "
+            f"C and standardisation as for all {len(data.train):,}"
+        )
     return (
         f"{data.name}, {len(data.test):,} test images, logistic regression on frozen features, standardised by the "
         f"{len(data.train):,} training images, {how}{draws}"
     )
 
 
-def quick_probe(encoder: Encoder, data: Dataset, split_seed: int, most: int = 10_000) -> dict[str, float]:
+def quick_probe(encoder: nn.Module, data: Dataset, split_seed: int, most: int = 10_000) -> dict[str, float]:
     """Validation accuracy of fc and y during training, never of the test split: {"probe/fc_accuracy": in [0, 1], ..}.
 
     digits: 3 folds of the training part, C = 1. Otherwise C = 0.01, fitted on at most `most` images of the fitting part
@@ -114,7 +129,7 @@ def quick_probe(encoder: Encoder, data: Dataset, split_seed: int, most: int = 10
     used = torch.cat([torch.cat(split) for split in splits]).unique()
     place = torch.empty(len(labels), dtype=torch.long)
     place[used] = torch.arange(len(used))
-    found = features(encoder, data, data.train.images[used])
+    found = features(encoder, data, data.train, used)
     scores: dict[str, float] = {}
     for layer in ("fc", "y"):
         total = 0.0

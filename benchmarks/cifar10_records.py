@@ -1,0 +1,134 @@
+"""The records in results/cifar10.md: train and evaluate each run, one JSON a run; what is there is not done again.
+
+python benchmarks/cifar10_records.py --data DIR [--runs runs/records] [NAME ...]     one thread; the same command continues
+python benchmarks/cifar10_records.py --table                                         the table of all records so far
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORDS = ROOT / "results" / "cifar10"
+RECOMMENDED = "--config configs/cifar10.yaml"
+PAPER = "--train.epochs 10 --run.probe_every 0 --config configs/paper/cifar10"
+
+RUNS = {  # name: (what it is, the words of its command)
+    **{f"recommended_seed{seed}": ("recommended", f"{RECOMMENDED} --seed {seed}") for seed in (0, 1, 2)},
+    "no_augmentation": ("recommended without augmentation", f"{RECOMMENDED} --views.number 1 --views.kind none"),
+    "one_view": ("recommended with one view", f"{RECOMMENDED} --views.number 1"),
+    "mild_crop": ("recommended with crops of 0.6 to 1", f"{RECOMMENDED} --views.area [0.6,1]"),
+    "prior": (
+        "recommended with the prior at its own rate",
+        f"{RECOMMENDED} --objective.prior.weight 0.1 --objective.prior.penalty 1",
+    ),
+    "norm_layer": ("recommended without batch statistics", f"{RECOMMENDED} --norm layer"),
+    "paper_jsd": ("paper, DIM(L) jsd", f"{PAPER}_local_jsd.yaml --objective.local.units 256"),
+    "paper_dv": ("paper, DIM(L) dv", f"{PAPER}_local_dv.yaml --objective.local.units 256"),
+    "paper_infonce": ("paper, DIM(L) infonce", f"{PAPER}_local_infonce.yaml --objective.local.units 256"),
+    "paper_concat": ("paper, DIM(L) jsd, concat critic", f"{PAPER}_concat.yaml --objective.local.units 256"),
+    "paper_global": ("paper, DIM(G) jsd", f"{PAPER}_global.yaml --objective.glob.units 256"),
+    "paper_local_global": (
+        "paper, DIM(L+G) jsd",
+        f"{PAPER}_local_global.yaml --objective.local.units 256 --objective.glob.units 256",
+    ),
+    "cifar100": ("recommended, on CIFAR-100", f"{RECOMMENDED} --data.name cifar100"),
+    "recommended_40": ("recommended, 40 epochs", f"{RECOMMENDED} --train.epochs 40"),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(RUNS))
+    parser.add_argument("--data", default="data", help="folder that holds cifar-10-batches-py and cifar-100-python")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "records", help="where the runs are kept meanwhile")
+    parser.add_argument("--table", action="store_true", help="print the table and do nothing")
+    chosen = parser.parse_args()
+    for name in chosen.names if chosen.names or chosen.table else RUNS:
+        if not (RECORDS / f"{name}.json").exists():
+            record(name, chosen.data, chosen.runs / name)
+    print(table())
+    return 0
+
+
+def record(name: str, data: str, folder: Path) -> None:
+    """Train or continue a run, evaluate it, write its JSON."""
+    what, words = RUNS[name]
+    folder.mkdir(parents=True, exist_ok=True)
+    commit = folder / "commit.txt"
+    if not commit.exists():
+        commit.write_text(subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout)
+    where = ["--data.root", str(Path(data).resolve())]
+    run(["train.py", *words.split(), *where, "--run.dir", str(folder)])
+    if not (folder / "evaluation.json").exists():
+        run(["evaluate.py", str(folder), *where])
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    found = {
+        "what": what,
+        "command": f"python train.py {words} --data.root DIR",
+        "commit": commit.read_text().strip(),
+        "hardware": f"one thread of {processor()}, shared with other work",
+        "images_per_second": statistics.median(row["images_per_second"] for row in rows),
+        "probes while training": [row for row in rows if "probe/fc_accuracy" in row],
+        "last": rows[-1],
+        "evaluation": json.loads((folder / "evaluation.json").read_text()),
+    }
+    RECORDS.mkdir(parents=True, exist_ok=True)
+    (RECORDS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+def run(words: list[str]) -> None:
+    """A script of the project with one thread; a failure ends everything with its own message."""
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+def processor() -> str:
+    """The processor's name where Linux says it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "an unknown processor"
+
+
+def table() -> str:
+    """The records as Markdown, baselines once for each data set."""
+    lines = ["| run | conv | fc | y | bound at the end | rank of y | images/s |", "|---|---|---|---|---|---|---|"]
+    shown = set()
+    for name in RUNS:
+        path = RECORDS / f"{name}.json"
+        if not path.exists():
+            continue
+        found = json.loads(path.read_text())
+        accuracy = {
+            row: f"{100 * cells['all']['accuracy']:.1f}" for row, cells in found["evaluation"]["linear"]["rows"].items()
+        }
+        data = found["evaluation"]["run"]["data"]
+        if data not in shown:
+            shown.add(data)
+            lines.append(f"| {data}, raw pixels | {accuracy['raw pixels']} | | | | | |")
+            random = " | ".join(accuracy[f"random {layer}"] for layer in ("conv", "fc", "y"))
+            lines.append(f"| {data}, random encoder, seed 0 | {random} | | | |")
+        last = found["last"]
+        bounds = []
+        for key in last:
+            if "/bound_" in key:
+                ceiling = last[key.replace("bound", "ceiling")]
+                top = "" if ceiling is None else f" of {ceiling:.2f}"
+                bounds.append(f"{key.split('/')[0]} {last[key]:.2f}{top} {key.split('_')[-1]}")
+        cells = [accuracy[f"trained {layer}"] for layer in ("conv", "fc", "y")] + [", ".join(bounds)]
+        seed = found["evaluation"]["run"]["seed"]
+        rank, speed = last["code/effective_rank"], found["images_per_second"]
+        lines.append(f"| {found['what']}, seed {seed} | {' | '.join(cells)} | {rank:.1f} | {speed:.0f} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

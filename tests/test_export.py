@@ -1,0 +1,163 @@
+"""Exported encoders, features and ONNX: the same numbers elsewhere; damage is noticed."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, tiny
+
+import dim
+import evaluate
+import train
+from dim import build, checkpoint
+from dim.config import UserError
+from dim.evals.features import features
+from dim.reading import saved
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A tiny run that kept an average of its weights."""
+    folder = tmp_path_factory.mktemp("export") / "run"
+    assert train.main(tiny(folder, "--train.average", "0.5")) == 0
+    return folder
+
+
+def own(run, weights="encoder"):
+    """The run's encoder and data set, without an export."""
+    config = saved(run)
+    data = build.dataset(config)
+    encoder = build.encoder(config, data.shape)
+    state = checkpoint.load(run / "checkpoint.pt")
+    if weights == "average":
+        inner = {k.removeprefix("module."): v for k, v in state["average"].items() if k.startswith("module.")}
+        encoder.load_state_dict(inner)
+    else:
+        encoder.load_state_dict(state["encoder"])
+    return encoder.eval(), data
+
+
+def exported(run, tmp_path, *words):
+    path = tmp_path / "encoder.safetensors"
+    assert evaluate.main([str(run), "--export", str(path), *words]) == 0
+    return path
+
+
+def test_an_exported_encoder_gives_the_same_features_in_a_process_of_its_own(run, tmp_path):
+    path, (encoder, data) = exported(run, tmp_path), own(run)
+    np.save(tmp_path / "images.npy", data.test.images[:50].numpy())
+    code = (
+        "import sys, numpy as np, torch, dim\n"
+        "for name in ('wandb', 'matplotlib', 'sklearn', 'torchvision'): sys.modules[name] = None\n"
+        f"encoder = dim.load_encoder({str(path)!r})\n"
+        "images = torch.from_numpy(np.load('images.npy'))\n"
+        "np.savez('out.npz', **{k: v.numpy() for k, v in encoder(images)._asdict().items()})\n"
+        "assert 'train' not in sys.modules and 'evaluate' not in sys.modules and not encoder.training\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, env=env, check=True, timeout=120)
+    with torch.no_grad():
+        expected = encoder(data.floats(data.test.images[:50]))
+    with np.load(tmp_path / "out.npz") as out:
+        for name, tensor in expected._asdict().items():
+            np.testing.assert_allclose(out[name], tensor.numpy(), rtol=0, atol=1e-6)
+
+
+def test_the_average_can_be_exported_and_is_not_the_last(run, tmp_path):
+    (average, data), (last, _) = own(run, "average"), own(run)
+    encoder = dim.load_encoder(exported(run, tmp_path, "--weights", "average"))
+    images = data.test.images[:20]
+    assert torch.allclose(encoder(images).y, average(data.floats(images)).y, atol=1e-6)
+    assert not torch.allclose(encoder(images).y, last(data.floats(images)).y, atol=1e-3)
+
+
+def test_images_as_bytes_and_as_numbers_in_0_to_1_are_the_same(run, tmp_path):
+    encoder, (_, data) = dim.load_encoder(exported(run, tmp_path)), own(run)
+    images = data.test.images[:5]
+    assert torch.equal(encoder(images).y, encoder(images / 16).y)  # the digits have values 0 .. 16
+    with pytest.raises(ValueError, match=r"images are \[5, 1, 4, 8\]: this encoder takes \[N, 1, 8, 8\]"):
+        encoder(images[:, :, :4])
+    with pytest.raises(ValueError, match=r"torch.int64: they must be uint8"):
+        encoder(images.long())
+
+
+def test_an_export_needs_no_data(run, tmp_path):
+    moved = ["--data.name", "cifar10", "--data.root", str(tmp_path / "nowhere")]
+    dim.load_encoder(exported(run, tmp_path, *moved))
+
+
+def test_a_backbone_is_exported_too(tmp_path):
+    words = ["--encoder.name", "resnet18", "--encoder.stem", "cifar", "--objective.local.k", "1", "--train.batch_size", "628"]
+    assert train.main(tiny(tmp_path / "r", *words)) == 0
+    path, (encoder, data) = exported(tmp_path / "r", tmp_path), own(tmp_path / "r")
+    images = data.test.images[:3]
+    assert torch.allclose(dim.load_encoder(path)(images).y, encoder(data.floats(images)).y, atol=1e-6)
+
+
+def test_damage_and_other_files_are_noticed(run, tmp_path):
+    path = exported(run, tmp_path)
+    content = path.read_bytes()
+    draws, tensors = np.random.default_rng(0), 8 + int.from_bytes(content[:8], "little")
+    for place in draws.integers(tensors, len(content), 30):  # one bit, which safetensors itself would load
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << int(draws.integers(8))]) + content[place + 1 :])
+        with pytest.raises(UserError, match="its checksum differs"):
+            dim.load_encoder(path)
+    for wrong in (b"", content[:-1], content[:200], b"hello" * 100):
+        path.write_bytes(wrong)
+        with pytest.raises(UserError, match="damaged"):
+            dim.load_encoder(path)
+    with pytest.raises(UserError, match="no such file"):
+        dim.load_encoder(tmp_path / "none.safetensors")
+
+
+def test_a_header_that_asks_for_something_else_is_refused(run, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    path = exported(run, tmp_path)
+    tensors = load_file(path)
+    size = int.from_bytes(path.read_bytes()[:8], "little")
+    header = json.loads(json.loads(path.read_bytes()[8 : 8 + size])["__metadata__"]["dim"])
+    for change, said in (
+        ({"format": 2}, "format 2"),
+        ({"encoder": {"encoder.name": "os.system"}}, "encoder.name is 'os.system'"),
+        ({"encoder": {"encoder.shape": 3}}, "unknown key"),
+        ({"encoder": {**header["encoder"], "encoder.code_size": 65}}, "damaged"),
+        ({"shape": "x"}, "damaged"),
+        ({"sha256": "0"}, "checksum"),
+    ):
+        save_file(tensors, path, metadata={"dim": json.dumps(header | change)})
+        with pytest.raises(UserError, match=said):
+            dim.load_encoder(path)
+
+
+def test_features_of_a_data_set_and_of_a_folder(run, tmp_path):
+    assert evaluate.main([str(run), "--features", str(tmp_path / "f.npz"), "--layers", "fc", "y"]) == 0
+    encoder, data = own(run)
+    with np.load(tmp_path / "f.npz") as found:
+        assert sorted(found) == ["test_fc", "test_labels", "test_y", "train_fc", "train_labels", "train_y"]
+        np.testing.assert_allclose(found["test_fc"], features(encoder, data, data.test)["fc"].numpy(), atol=1e-6)
+        np.testing.assert_array_equal(found["train_labels"], data.train.labels.numpy())
+
+
+def test_onnx_runtime_gives_the_same_numbers(run, tmp_path):
+    import onnxruntime
+
+    assert evaluate.main([str(run), "--export", str(tmp_path / "encoder.onnx")]) == 0
+    encoder, data = own(run)
+    session = onnxruntime.InferenceSession(str(tmp_path / "encoder.onnx"))
+    for images in (data.test.images[:1], data.test.images[:7]):  # any number of images
+        found = session.run(None, {"images": data.units(images).numpy()})
+        with torch.no_grad():
+            expected = encoder(data.floats(images))
+        for ours, theirs in zip(expected, found, strict=True):
+            np.testing.assert_allclose(theirs, ours.numpy(), rtol=0, atol=1e-4)
+
+
+def test_without_the_package_onnx_says_what_to_install(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    assert evaluate.main([str(run), "--export", str(tmp_path / "e.onnx")]) == 2
+    assert "an export to ONNX needs the package onnxscript: pip install onnxscript" in capsys.readouterr().err
