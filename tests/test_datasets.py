@@ -312,7 +312,9 @@ def test_a_member_beside_the_folder_overwrites_nothing(tmp_path, monkeypatch, se
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"no archive", archive({"cifar-100-python/a": bytes(9999)})[:-20], archive({"x": b""})]
+    "content",
+    [b"", b"no archive", archive({"cifar-100-python/a": bytes(9999)})[:-20], archive({"x": b""})],
+    ids=["empty", "text", "cut", "another folder"],  # an archive holds its time, which would be part of the test's name
 )
 def test_an_archive_that_cannot_be_unpacked_leaves_nothing_half_done(content, tmp_path, monkeypatch, served):
     served.give(content)

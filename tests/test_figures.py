@@ -13,12 +13,13 @@ from small_sets import pictures as write_pictures
 
 import evaluate
 import train
-from dim import build, captions, checkpoint, drawing, figures
+from dim import build, checkpoint
 from dim.config import UserError
 from dim.critics import Concat, Dot
 from dim.data import Dataset, Split
 from dim.encoders import Encoding
 from dim.estimators import infonce, jsd
+from dim.figures import captions, curves, drawing
 from dim.negatives import NEGATIVES
 from dim.objective import Objective, Term
 from dim.reading import saved
@@ -81,7 +82,7 @@ def test_the_scores_are_those_of_a_loop(kind, k, make):
     objective = Objective(
         Term(critic, jsd, negatives), Term(make(3, 18, 8).eval(), infonce, NEGATIVES["all"](0), symmetric=True)
     )
-    scores = figures.score_samples(objective, codes, seed=0)
+    scores = curves.score_samples(objective, codes, seed=0)
     pos, neg = scores["local"]
 
     a, b = critic.embed(codes.y, codes.map.flatten(2))
@@ -106,23 +107,23 @@ def test_the_scores_are_those_of_a_loop(kind, k, make):
 def test_how_often_a_positive_wins():
     pos, neg = normal(5, 3).round(decimals=1), normal(5, 40, seed=1).round(decimals=1)
     won = [(p > n) + (p == n) / 2 for a in range(5) for p in pos[a].tolist() for n in neg[a].tolist()]
-    assert figures.wins(pos, neg) == pytest.approx(sum(won) / len(won), abs=1e-12)
-    assert figures.wins(torch.zeros(2, 3), torch.zeros(2, 4)) == 0.5
+    assert curves.wins(pos, neg) == pytest.approx(sum(won) / len(won), abs=1e-12)
+    assert curves.wins(torch.zeros(2, 3), torch.zeros(2, 4)) == 0.5
 
 
 def test_few_scores_are_all_shown_and_many_are_drawn():
     few = normal(10, 10)
-    assert torch.equal(figures.thinned(few, 100), few.flatten())
+    assert torch.equal(curves.thinned(few, 100), few.flatten())
     many = torch.arange(10_000.0)
-    drawn = figures.thinned(many, 1000)
+    drawn = curves.thinned(many, 1000)
     assert len(drawn) == 1000
     assert drawn.mean().item() == pytest.approx(5000, abs=4 * 2887 / 1000**0.5)
-    assert torch.equal(drawn, figures.thinned(many, 1000))
+    assert torch.equal(drawn, curves.thinned(many, 1000))
 
 
 def test_the_bounds_are_those_of_the_log(plain, rich):
     config, _, _, rows = parts(plain)
-    (panel,) = figures.bound_panels(rows, config)
+    (panel,) = curves.bound_panels(rows, config)
     assert len(rows) == 3
     assert list(panel.curves[0].y) == [row["local/bound_nats"] for row in rows]
     assert list(panel.curves[0].x) == [row["epoch"] for row in rows]
@@ -130,7 +131,7 @@ def test_the_bounds_are_those_of_the_log(plain, rich):
     assert f"K = {rows[-1]['local/negatives_per_anchor']}" in panel.title
 
     config, _, _, rows = parts(rich)
-    local, glob = figures.bound_panels(rows, config)
+    local, glob = curves.bound_panels(rows, config)
     assert levels(local) == {"chance": 0}  # dv has no ceiling
     assert levels(glob) == {"chance": 0, "ceiling": rows[-1]["global/ceiling_nats"]}
     assert levels(glob)["ceiling"] == pytest.approx(math.log(120), abs=1e-5)  # both directions have 119 negatives
@@ -143,7 +144,7 @@ def test_a_start_far_below_chance_is_cut_off_and_said():
     def panel(*values):
         facts = {"local/chance_nats": 0.0, "local/ceiling_nats": None, "local/negatives_per_anchor": 4}
         rows = [{"epoch": i + 1.0, "local/bound_nats": value} | facts for i, value in enumerate(values)]
-        return figures.bound_panels(rows, build.Config())[0]
+        return curves.bound_panels(rows, build.Config())[0]
 
     assert panel(-34.1, 1.0, 2.0).floor == drawing.Level("below: down to -34.1", -1)
     assert panel(-34.1, 1.0, 2.0).curves[0].y == [-34.1, 1.0, 2.0]
@@ -155,7 +156,7 @@ def test_a_start_far_below_chance_is_cut_off_and_said():
 def test_jsd_is_not_called_information():
     rows = [{"epoch": 1.0, "local/bound_jsd": 0.5, "local/chance_jsd": 0.0, "local/ceiling_jsd": 1.38629}]
     config = build.Config()
-    (panel,) = figures.bound_panels([rows[0] | {"local/negatives_per_anchor": 4}], config)
+    (panel,) = curves.bound_panels([rows[0] | {"local/negatives_per_anchor": 4}], config)
     assert panel.y == "twice the JS divergence"
     assert "not nats of mutual information" in captions.NATURE["jsd"]
     assert captions.NATURE.keys() == build.ESTIMATORS.keys()
@@ -163,7 +164,7 @@ def test_jsd_is_not_called_information():
 
 def test_the_course_of_a_run(plain, rich):
     config, data, _, rows = parts(rich)
-    found = {panel.title.split()[0]: panel for panel in figures.training_panels(rows, config, data)}
+    found = {panel.title.split()[0]: panel for panel in curves.training_panels(rows, config, data)}
     assert list(found) == ["Linear", "Effective", "Prior", "Gradient"]  # one row: the learning rate does not change
     assert list(found["Linear"].curves[1].y) == [100 * rows[-1]["probe/y_accuracy"]]
     assert levels(found["Linear"]) == {"chance": 10}
@@ -171,24 +172,24 @@ def test_the_course_of_a_run(plain, rich):
     assert levels(found["Prior"]) == {"2": 2 * math.log(2), "log": math.log(2)}
     assert levels(found["Gradient"]) == {"clipped": 1}
     config, data, _, rows = parts(plain)
-    titles = [panel.title.split()[0] for panel in figures.training_panels(rows, config, data)]
+    titles = [panel.title.split()[0] for panel in curves.training_panels(rows, config, data)]
     assert titles == ["Effective", "Gradient", "Learning"]
 
 
 def test_the_codes_are_shown_as_the_prior_sees_them(plain, rich):
     for folder, span in ((rich, (0, 1)), (plain, None)):
         config, data, state, _ = parts(folder)
-        drawn = figures.drawn_images(config, data)
-        found = figures.trained_samples(config, data, state, drawn)
+        drawn = curves.drawn_images(config, data)
+        found = curves.trained_samples(config, data, state, drawn)
         encoder = build.encoder(config, data.shape)
         encoder.load_state_dict(state["encoder"])
-        y = figures.pictures(encoder, data, data.train.images[drawn.order[:1000]])
+        y = curves.pictures(encoder, data, data.train.images[drawn.order[:1000]])
         with torch.no_grad():
             y = encoder.eval()(y).y
         assert torch.allclose(found.y, y, atol=1e-5)
         assert torch.allclose(found.seen, y.sigmoid() if span else y, atol=1e-5)
         prior = "uniform" if span else ""
-        together, each = figures.code_panels(found.seen, prior)
+        together, each = curves.code_panels(found.seen, prior)
         assert np.allclose(together.samples[0].values, found.seen.flatten())
         assert span is None or (together.edges[0], together.edges[-1]) == span
         area = np.trapezoid(together.goal.y, together.goal.x)
@@ -200,16 +201,16 @@ def test_the_codes_are_shown_as_the_prior_sees_them(plain, rich):
 
 def test_the_images_shown_are_of_the_validation_part_in_a_mixed_order(rich, plain):
     config, data, *_ = parts(rich)
-    images, order, kind = figures.drawn_images(config, data)
+    images, order, kind = curves.drawn_images(config, data)
     assert kind == "validation"
     assert images is data.train
     assert sorted(order.tolist()) == sorted(data.validation(config.data.split_seed)[1].tolist())
     assert len(data.train.labels[order[:60]].unique()) == 10
     config, data, *_ = parts(plain)  # a batch is larger than the validation part
-    images, order, kind = figures.drawn_images(config, data)
+    images, order, kind = curves.drawn_images(config, data)
     assert (kind, len(order)) == ("training", len(data.train))
     unlabelled = Dataset("folder", Split(data.train.images, torch.full((len(order),), -1)), data.test, classes=0)
-    assert figures.drawn_images(config, unlabelled).kind == "training"
+    assert curves.drawn_images(config, unlabelled).kind == "training"
 
 
 # ---- the pages
@@ -287,9 +288,9 @@ def test_what_cannot_be_drawn_is_one_line(plain, monkeypatch, capsys, tmp_path):
 def test_rows_behind_the_checkpoint_are_not_drawn(plain, tmp_path):
     _, _, state, rows = parts(plain)
     (tmp_path / "metrics.jsonl").write_bytes((plain / "metrics.jsonl").read_bytes() + b'{"step": 99}\n{"st')
-    assert figures.log_rows(tmp_path, state) == rows
+    assert curves.log_rows(tmp_path, state) == rows
     with pytest.raises(UserError, match="no row yet"):
-        figures.log_rows(tmp_path, state | {"log_length": 0})
+        curves.log_rows(tmp_path, state | {"log_length": 0})
 
 
 # ---- drawing
@@ -318,5 +319,5 @@ def test_numbers_have_three_digits():
 
 def test_the_bins_hold_all_values_or_the_only_one():
     values = np.array([-3.0, 1.0, 2.0])
-    assert np.histogram(values, figures.edges(values, 10))[0].sum() == 3
-    assert np.histogram(np.ones(5), figures.edges(np.ones(5), 10))[0].sum() == 5
+    assert np.histogram(values, curves.edges(values, 10))[0].sum() == 3
+    assert np.histogram(np.ones(5), curves.edges(np.ones(5), 10))[0].sum() == 5

@@ -2,8 +2,8 @@
 
 from dim.config import Config, Term
 from dim.data import Dataset
-from dim.drawing import number
 from dim.evals import linear
+from dim.figures.drawing import number
 from dim.summary import by, recipe, some
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a run: what is drawn. `dim.captions` says what it means, `dim.drawing` draws.
+"""Pictures of a run: what is drawn. `captions` says what it means, `drawing` draws.
 
 Curves come from metrics.jsonl up to the last checkpoint; scores and codes from the trained encoder and critics in eval mode,
 on images without augmentation.
@@ -6,7 +6,7 @@ on images without augmentation.
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dim import build, captions, drawing
+from dim import build
 from dim.config import Config, UserError
 from dim.data import Dataset, Images
-from dim.drawing import Curve, Densities, Level, Lines, Panel, Sample, number
 from dim.encoders import Encoding
 from dim.estimators import ESTIMATORS, UNITS
 from dim.evals.features import pictures
+from dim.figures import captions, drawing
+from dim.figures.drawing import Curve, Densities, Level, Lines, Panel, Sample, number
 from dim.metrics import code_statistics
 from dim.objective import Objective, Term
 from dim.randomness import generator
@@ -29,7 +30,7 @@ MOST_CODES = 1_000  # images whose codes are drawn
 MOST_SCORES = 1_000_000  # negative scores that a histogram is made of
 
 
-def curves(folder: Path, config: Config, data: Dataset, state: dict) -> list[Path]:
+def draw(folder: Path, config: Config, data: Dataset, state: dict) -> list[Path]:
     """folder/figures: bounds.png and training.png over the epochs, scores.png and codes.png of the trained run."""
     drawing.needed()
     run = captions.about(folder.resolve().name, config, data, state)
@@ -273,6 +274,3 @@ def code_panels(seen: Tensor, prior: str) -> list[Panel]:
             levels,
         ),
     ]
-
-
-FIGURES: dict[str, Callable[..., list[Path]]] = {"curves": curves}
