@@ -1,7 +1,7 @@
-"""The records in results/cifar10.md: train and evaluate each run, one JSON a run; what is there is not done again.
+"""The records of results/<series>.md: train and evaluate each run, one JSON a run; what is there is not done again.
 
-python benchmarks/cifar10_records.py --data DIR [--runs runs/records] [NAME ...]     one thread; the same command continues
-python benchmarks/cifar10_records.py --table                                         the table of all records so far
+python benchmarks/records.py SERIES --data DIR [--runs runs/records] [NAME ...]     one thread; the same command continues
+python benchmarks/records.py SERIES --table                                         the table of its records so far
 """
 
 import argparse
@@ -14,11 +14,11 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-RECORDS = ROOT / "results" / "cifar10"
+RESULTS = ROOT / "results"
 RECOMMENDED = "--config configs/cifar10.yaml"
 PAPER = "--train.epochs 10 --run.probe_every 0 --config configs/paper/cifar10"
 
-RUNS = {  # name: (what it is, the words of its command)
+CIFAR10 = {  # name: (what it is, the words of its command)
     **{f"recommended_seed{seed}": ("recommended", f"{RECOMMENDED} --seed {seed}") for seed in (0, 1, 2)},
     "no_augmentation": ("recommended without augmentation", f"{RECOMMENDED} --views.number 1 --views.kind none"),
     "one_view": ("recommended with one view", f"{RECOMMENDED} --views.number 1"),
@@ -40,25 +40,35 @@ RUNS = {  # name: (what it is, the words of its command)
     "cifar100": ("recommended, on CIFAR-100", f"{RECOMMENDED} --data.name cifar100"),
     "recommended_40": ("recommended, 40 epochs", f"{RECOMMENDED} --train.epochs 40"),
 }
+TINY = "--config configs/tiny_imagenet.yaml"
+TINY_IMAGENET = {
+    "resnet18": ("resnet18, map layer2", TINY),
+    "basic64x64": ("basic64x64, the paper's map", f"{TINY} --encoder.name basic64x64 --encoder.local paper --data.side 0"),
+}
+SERIES = {"cifar10": CIFAR10, "tiny_imagenet": TINY_IMAGENET}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(RUNS))
-    parser.add_argument("--data", default="data", help="folder that holds cifar-10-batches-py and cifar-100-python")
+    parser.add_argument("series", choices=list(SERIES))
+    parser.add_argument("names", nargs="*", metavar="NAME", help="runs of the series; without, all")
+    parser.add_argument("--data", default="data", help="--data.root of the runs")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "records", help="where the runs are kept meanwhile")
     parser.add_argument("--table", action="store_true", help="print the table and do nothing")
     chosen = parser.parse_args()
-    for name in chosen.names if chosen.names or chosen.table else RUNS:
-        if not (RECORDS / f"{name}.json").exists():
-            record(name, chosen.data, chosen.runs / name)
-    print(table())
+    runs = SERIES[chosen.series]
+    if unknown := set(chosen.names) - set(runs):
+        parser.error(f"{chosen.series} has no {', '.join(sorted(unknown))}; it has {', '.join(runs)}")
+    for name in chosen.names if chosen.names or chosen.table else runs:
+        if not (RESULTS / chosen.series / f"{name}.json").exists():
+            record(chosen.series, name, chosen.data, chosen.runs / chosen.series / name)
+    print(table(chosen.series))
     return 0
 
 
-def record(name: str, data: str, folder: Path) -> None:
+def record(series: str, name: str, data: str, folder: Path) -> None:
     """Train or continue a run, evaluate it, write its JSON."""
-    what, words = RUNS[name]
+    words = SERIES[series][name][1]
     folder.mkdir(parents=True, exist_ok=True)
     commit = folder / "commit.txt"
     if not commit.exists():
@@ -67,19 +77,26 @@ def record(name: str, data: str, folder: Path) -> None:
     run(["train.py", *words.split(), *where, "--run.dir", str(folder)])
     if not (folder / "evaluation.json").exists():
         run(["evaluate.py", str(folder), *where])
+    write(series, name, folder)
+
+
+def write(series: str, name: str, folder: Path) -> None:
+    """The JSON of a run that was trained and evaluated."""
+    what, words = SERIES[series][name]
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     found = {
         "what": what,
         "command": f"python train.py {words} --data.root DIR",
-        "commit": commit.read_text().strip(),
+        "commit": (folder / "commit.txt").read_text().strip(),
         "hardware": f"one thread of {processor()}, shared with other work",
         "images_per_second": statistics.median(row["images_per_second"] for row in rows),
         "probes while training": [row for row in rows if "probe/fc_accuracy" in row],
         "last": rows[-1],
         "evaluation": json.loads((folder / "evaluation.json").read_text()),
     }
-    RECORDS.mkdir(parents=True, exist_ok=True)
-    (RECORDS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+    path = RESULTS / series / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def run(words: list[str]) -> None:
@@ -98,12 +115,12 @@ def processor() -> str:
         return platform.processor() or "an unknown processor"
 
 
-def table() -> str:
+def table(series: str) -> str:
     """The records as Markdown, baselines once for each data set."""
     lines = ["| run | conv | fc | y | bound at the end | rank of y | images/s |", "|---|---|---|---|---|---|---|"]
     shown = set()
-    for name in RUNS:
-        path = RECORDS / f"{name}.json"
+    for name in SERIES[series]:
+        path = RESULTS / series / f"{name}.json"
         if not path.exists():
             continue
         found = json.loads(path.read_text())
