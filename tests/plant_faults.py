@@ -66,7 +66,7 @@ FAULTS = (
     Fault("a warm-up that starts at a rate of 0", "schedule", "(step + 1) / max", "step / max", "schedule"),
     Fault("C chosen with the test split", "evals/linear", "train[validation], labels[validation])", "test, test_labels)", "linear"),
     Fault("the probe standardised by all features", "evals/linear", "    mean = train.mean(0)\n    train, test", "    mean = torch.cat([train, test]).mean(0)\n    train, test", "linear"),
-    Fault("no refit on the whole training split", "evals/linear", "[torch.arange(len(train))] if", "[fitting] if", "linear"),
+    Fault("no refit on the whole training split", "evals/linear", 'found["all"] = [torch.arange(len(data.train))]', 'found["all"] = [data.validation(0)[0]]', "linear"),
     Fault("a probe that always says it converged", "evals/linear", "return self.gradient <= TOLERANCE", "return True", "linear"),
     Fault("STL-10's rows and columns not exchanged", "datasets", ".transpose(0, 1, 3, 2)", "", "datasets"),
     Fault("STL-10's labels counted from 1", "datasets", ".astype(np.int64) - 1", ".astype(np.int64) % 10", "datasets"),
