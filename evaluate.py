@@ -16,12 +16,12 @@ from tqdm import tqdm
 
 from dim import build, checkpoint, export
 from dim.average import Average
-from dim.config import Config, UserError, built, flat, leaves
-from dim.data import Dataset
+from dim.config import Config, UserError, built, check, flat, leaves
+from dim.data import Dataset, keys
 from dim.evals import linear
 from dim.evals.features import LAYERS, features, raw_pixels, set_statistics
 from dim.figures import FIGURES
-from dim.reading import command_line, nearest, refuse, saved, typed
+from dim.reading import command_line, nearest, one_line, refuse, saved, typed
 
 
 def evaluate(folder: Path, chosen: argparse.Namespace, config: Config, known: dict) -> None:
@@ -35,15 +35,15 @@ def evaluate(folder: Path, chosen: argparse.Namespace, config: Config, known: di
     if not (chosen.probes or chosen.features or chosen.figures):
         return  # an export needs no data
     data = build.dataset(config)
-    steps = config.train.epochs * (len(data.pretraining) // config.train.batch_size)
-    print(f"{folder}: {state['step']:,} of {steps:,} steps trained")
-    if len(data.pretraining) < SMALL:
-        torch.set_num_threads(1)
+    print(f"{folder}: {state['step']:,} of {state['steps']:,} steps trained")
+    fits(folder, state["data"], data)
+    torch.set_num_threads(1 if len(data.pretraining) < SMALL else THREADS)
     encoder = trained_encoder(config, data.shape, state, chosen.weights, folder)
     if chosen.probes:
         probe(folder, chosen, config, data.with_labels(), encoder, state, known)
     if chosen.features is not None:
-        parts = {"train": data.pretraining} if not data.classes else {"train": data.train, "test": data.test}
+        splits = (("train", data.train), ("test", data.test), ("unlabelled", data.unlabelled))
+        parts = {name: images for name, images in splits if images is not None and len(images)}
         export.save_features(chosen.features, parts, encoder, data, chosen.layers)
         print(f"saved as {chosen.features}")
     for name in chosen.figures:
@@ -62,17 +62,28 @@ def probe(
 ) -> None:
     """Every named probe, as tables and as evaluation.json in the run's folder."""
     results = {"run": config_facts(config, data, state) | {"weights": chosen.weights}}
+    if seen := len(set(keys(data.test).tolist()) & set(state["data"]["files"].tolist())):
+        results["run"]["test images seen in training"] = seen
+        print(f"warning: {seen} of {len(data.test)} test images trained the encoder, without their labels", file=sys.stderr)
     for name in chosen.probes:
         evaluator = build.EVALUATORS[name]
-        key = (name, data.fingerprint, config.data.split_seed, config.seed, config.encoder, config.norm, config.precision)
+        c = config  # all that a baseline depends on
+        key = (name, data.fingerprint, data.shape, c.data.fit, c.data.split_seed, c.seed, c.encoder, c.norm, c.precision)
         if key not in known:
             known[key] = evaluator(bar(baselines(config, data), name), data, config.data.split_seed)
         results[name] = evaluator(bar(layers("trained", encoder, data), name), data, config.data.split_seed)
         results[name]["rows"] = known[key]["rows"] | results[name]["rows"]
         print(table(results[name]), headline(results[name]), sep="\n")
-    path = folder / "evaluation.json"
+    path = folder / ("evaluation.json" if chosen.weights == "last" else "evaluation_average.json")
     checkpoint.save_json(path, results)
     print(f"saved as {path}")
+
+
+def fits(folder: Path, trained: dict, data: Dataset) -> None:
+    """UserError where images of the data set are not what the run's encoder takes."""
+    for key, now in (("shape", list(data.shape)), ("levels", data.levels), ("signed", data.signed)):
+        if trained[key] != now:
+            raise UserError(f"{folder} was trained on images with {key} {trained[key]}, those of {data.name} have {key} {now}")
 
 
 def bar(rows: Iterator, evaluator: str) -> Iterator:
@@ -95,6 +106,7 @@ def config_facts(config: Config, data: Dataset, state: dict) -> dict:
     }
 
 
+THREADS = torch.get_num_threads()
 SMALL = 10_000  # images below which a second thread waits more than it works: the digits took 65 s with two, 16 s with one
 
 Rows = Iterator[tuple[str, Tensor, Tensor]]  # name, training features, test features; one at a time since maps are large
@@ -196,10 +208,15 @@ def main(argv: list[str]) -> int:
         replaced = data_keys(rest)
         known: dict = {}
         for folder in chosen.runs:
-            evaluate(folder, chosen, built(flat(saved(folder)) | replaced), known)
+            config = built(flat(saved(folder)) | replaced)
+            check(config)
+            evaluate(folder, chosen, config, known)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except (MemoryError, torch.OutOfMemoryError, OSError) as error:
+        print(f"error: the machine: {one_line(str(error)) or 'out of memory'}", file=sys.stderr)
+        return 4
     except KeyboardInterrupt:
         print("stopped; nothing was saved of the run being evaluated", file=sys.stderr)
         return 130
@@ -218,13 +235,17 @@ def data_keys(words: list[str]) -> dict:
 
 
 def check_files(chosen: argparse.Namespace) -> None:
-    """UserError where a file to write cannot be what was asked for."""
+    """UserError where what is asked for cannot be, said before anything is computed."""
+    if chosen.figures and chosen.weights == "average":
+        raise UserError("--figures show the last weights: leave out --weights average")
     for flag, path, suffixes in (
         ("--export", chosen.export, (".safetensors", ".onnx")),
         ("--features", chosen.features, (".npz",)),
     ):
         if path is not None and path.suffix not in suffixes:
             raise UserError(f"{flag} is {path}: its name must end in {' or '.join(suffixes)}")
+        if path is not None and not path.parent.is_dir():
+            raise UserError(f"{flag} is {path}: {path.parent} is no folder")
         if path is not None and len(chosen.runs) > 1:
             raise UserError(f"{flag} names one file, but {len(chosen.runs)} runs are given: give one run")
 

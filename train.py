@@ -38,12 +38,16 @@ def train(config: Config, data: Dataset, folder: Path, dry_run: bool = False) ->
     encoder, objective = encoder.to(device).to(memory_format=torch.channels_last), objective.to(device)
     view, schedule, views = build.views(config, data), build.schedule(config), config.views.number
     c, images = config.train, data.pretraining.to(device)
+    if config.run.probe_every:
+        data.with_labels()
     epoch_steps = len(images) // c.batch_size
     steps = c.epochs * epoch_steps
     print(summary(config, data, encoder, objective, terms, device, steps))
     for term in terms:
         if term.warning:
             warn(term.warning)
+    if c.warmup >= steps:
+        warn(f"train.warmup is {c.warmup} steps of {steps}: the learning rates never reach their values")
     if dry_run:
         return
     prepare(config, folder)
@@ -63,6 +67,7 @@ def train(config: Config, data: Dataset, folder: Path, dry_run: bool = False) ->
     start, sums, log_length, tracking_id = 0, {}, 0, ""
     if (folder / "checkpoint.pt").exists():
         state = checkpoint.load(folder / "checkpoint.pt")
+        same_data(state["data"], data.facts, folder)
         start, sums, log_length = state["step"], state["sums"], state["log_length"]
         tracking_id = state.get("tracking_id", "")  # older checkpoints have none
         for name, module in modules.items():
@@ -85,7 +90,7 @@ def train(config: Config, data: Dataset, folder: Path, dry_run: bool = False) ->
         state = {name: part.state_dict() for name, part in modules.items()}
         state |= {name: opt.state_dict() for name, (opt, _) in optimizers.items()}
         versions = {"torch": str(torch.__version__), "device": str(device), "threads": torch.get_num_threads()}
-        place = {"step": step, "sums": sums, "log_length": log.length, "tracking_id": tracker.id}
+        place = {"step": step, "steps": steps, "sums": sums, "log_length": log.length, "tracking_id": tracker.id}
         checkpoint.save(folder / "checkpoint.pt", {**state, **place, "versions": versions, "data": data.facts})
         so_far = metrics.last_and_best(log.rows(), step, steps)
         checkpoint.save_json(folder / "summary.json", so_far)
@@ -177,6 +182,15 @@ def choose_device(config: Config) -> torch.device:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
         torch.use_deterministic_algorithms(True)
     return torch.device(name)
+
+
+def same_data(before: dict, now: dict, folder: Path) -> None:
+    """UserError where the images are not those that the run was trained on so far."""
+    if before["images"] != now["images"] or not torch.equal(before["files"], now["files"]):
+        raise UserError(
+            f"{folder} was trained on {before['images']:,} images of {before['name']}, and these are {now['images']:,} or "
+            "others: put the same files there, or train in another --run.dir"
+        )
 
 
 def stop_when_asked() -> list[bool]:

@@ -17,7 +17,7 @@ class Average(nn.Module):
         super().__init__()
         self.module, self.decay = copy.deepcopy(module).requires_grad_(False), decay
         self.updates: Tensor
-        self.register_buffer("updates", torch.zeros((), dtype=torch.float32))
+        self.register_buffer("updates", torch.zeros((), device=next(module.parameters()).device))
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:

@@ -138,6 +138,7 @@ def resnet(name: str, channels: int, stem: str, kind: str) -> nn.Module:
         net.maxpool = nn.Identity()
     elif channels != 3:
         net.conv1 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
+    nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's own
     net.fc = nn.Identity()
     return net
 

@@ -50,13 +50,9 @@ def dataset(config: Config) -> Dataset:
             f"encoder.name {config.encoder.name} takes images of {size} x {size}, {found.name} has {side} x {side}: "
             f"choose {choices}"
         )
-    if config.views.kind == "crop_flip" and size > side + 2 * config.views.padding:
-        raise UserError(
-            f"views.padding is {config.views.padding}: no window of {size} x {size} fits into {side} x {side} with it"
-        )
     if len(found.pretraining) < config.train.batch_size:
         raise UserError(f"train.batch_size is {config.train.batch_size}, but {found.name} has {len(found.pretraining)} images")
-    return found.with_labels() if config.run.probe_every else found
+    return found
 
 
 def encoder(config: Config, shape: tuple[int, int, int]) -> nn.Module:
@@ -107,7 +103,8 @@ def term(config: Config, c: TermConfig, name: str, m: Tensor) -> tuple[Term, Ter
     k, most = negatives.count(images, locations), (images - 1) * locations
     if k > most:
         raise UserError(f"{key}.k is {c.k}: a batch of {images} with {locations} locations a map has {most} negatives")
-    if c.estimator == "dv_per_anchor" and k == 1:
+    fewest = min(k, images - 1) if c.symmetric else k
+    if c.estimator == "dv_per_anchor" and fewest == 1:
         raise UserError(f"{key}: dv_per_anchor with 1 negative grows without end: raise {key}.k or choose another estimator")
     critic = seeded(config, name, lambda: make_critic(c, config, width))
     made = Term(critic, ESTIMATORS[c.estimator], negatives, symmetric=c.symmetric)
@@ -116,8 +113,8 @@ def term(config: Config, c: TermConfig, name: str, m: Tensor) -> tuple[Term, Ter
     pairs = images * (images * locations if c.negatives == "all" else k)
     score_bytes = 4 * pairs * (c.units if c.critic == "concat" else 1)
     warning = ""
-    if c.estimator == "dv_per_anchor" and k < 256:
-        warning = f"{key}: dv_per_anchor with {k} negatives; below about 256 its scores run away"
+    if c.estimator == "dv_per_anchor" and fewest < 256:
+        warning = f"{key}: dv_per_anchor with {fewest} negatives; below about 256 its scores run away"
     return made, TermFacts(name, UNITS[c.estimator], locations, k, limit, score_bytes, warning)
 
 

@@ -16,11 +16,19 @@ from dim.config import UserError
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file written aside, flushed to the disk, then renamed over `path`: a reader sees the old file or the new one."""
     aside = path.with_suffix(".writing")
-    with open(aside, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    try:
+        with open(aside, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        if aside.is_file():
+            aside.unlink()
+        raise
+
+
+KEYS = {"encoder", "objective", "optimizer", "step", "steps", "sums", "log_length", "data"}  # what every run saves
 
 
 def save(path: Path, state: dict) -> None:
@@ -32,13 +40,16 @@ def save(path: Path, state: dict) -> None:
 def save_json(path: Path, content: dict) -> None:
     """Write what people and other programs read beside the state."""
     with replacing(path) as file:
-        file.write(json.dumps(content, indent=1).encode() + b"\n")
+        file.write(json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
 
 
 def load(path: Path) -> dict:
     """The state in a checkpoint, on the CPU: tensors, numbers and text only, no code is run. UserError if unreadable."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or not state.keys() >= KEYS:
+            raise ValueError("it holds something else than a run")
+        return state
     except FileNotFoundError:
         raise UserError(f"no checkpoint {path}: train the run first") from None
     except Exception as error:  # torch raises many kinds for a damaged file

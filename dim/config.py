@@ -204,6 +204,8 @@ def check(config: Config) -> None:
                 raise UserError(f"{key} is {number}: it must be at most {limits['at_most']}")
     if max(config.train.betas) >= 1:
         raise UserError(f"train.betas is {list(config.train.betas)}: both must be below 1")
+    if config.train.average >= 1:
+        raise UserError(f"train.average is {config.train.average}: it must be below 1")
     for key in ("views.area", "views.ratio"):
         if values[key][0] > values[key][1]:
             raise UserError(f"{key} is {list(values[key])}: the first number must not be larger than the second")
@@ -239,3 +241,26 @@ def check_term(key: str, term: Term, config: Config) -> None:
         raise UserError(
             f"{key}.scale is {term.scale}, but only the dot critic has a scale: set it to 1, or {key}.critic to dot"
         )
+
+
+VIEW_KEYS = {  # kinds of views that each key belongs to
+    **dict.fromkeys(("shift", "rotation", "scale", "shear"), ("affine",)),
+    "padding": ("crop_flip",),
+    "flip": ("crop_flip", "strong"),
+}
+
+
+def needed_for(key: str, config: Config) -> str:
+    """The setting without which a key has no effect, where the configuration lacks it; else ""."""
+    group, _, name = key.rpartition(".")
+    if group == "views" and name not in ("number", "kind"):
+        kinds = VIEW_KEYS.get(name, ("strong",))
+        return "" if config.views.kind in kinds else f"views.kind {' or '.join(kinds)}"
+    if key in ("encoder.stem", "encoder.glob", "encoder.size"):
+        return "" if config.encoder.name.startswith("resnet") else "encoder.name resnet18 or resnet50"
+    if key in ("data.labels", "data.side", "data.skip_bad", "data.memory", "data.workers"):
+        return "" if config.data.name == "folder" else "data.name folder"
+    if group in ("objective.local", "objective.glob", "objective.prior") and name != "weight":
+        term = getattr(config.objective, group.rpartition(".")[2])
+        return "" if term.weight else f"{group}.weight above 0"
+    return "run.wandb offline or online" if key == "run.project" and config.run.wandb == "off" else ""

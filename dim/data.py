@@ -1,6 +1,7 @@
 """Data: splits of uint8 images and labels. Small sets live on the device; large folders are read as they are needed."""
 
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -109,8 +110,9 @@ class Dataset:
 
     @property
     def facts(self) -> dict:
-        """What one must know of it to use an encoder trained on it."""
-        return {"name": self.name, "shape": list(self.shape), "levels": self.levels, "signed": self.signed}
+        """What one must know of it to use an encoder trained on it, or to go on training it."""
+        known = {"name": self.name, "shape": list(self.shape), "levels": self.levels, "signed": self.signed}
+        return known | {"images": len(self.pretraining), "files": keys(self.pretraining)}
 
     def units(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """uint8 images as numbers in [0, 1], which views work on, in the same memory format."""
@@ -153,11 +155,20 @@ class Dataset:
         labels = self.train.labels.cpu()
         chosen = torch.zeros(len(labels), dtype=torch.bool)
         chosen[stratified(labels, self.classes, fraction, generator(split_seed, "validation"))] = True
+        if not chosen.any():
+            raise UserError(f"{self.name} has {len(labels)} labelled images: no class has 2, one of them for validation")
         return (~chosen).nonzero()[:, 0], chosen.nonzero()[:, 0]
 
 
 def stratified(labels: Tensor, classes: int, fraction: float, draws: torch.Generator) -> Tensor:
-    """Indices of a share of each class, drawn."""
+    """Indices of a share of each class, drawn; of a class with two images or more at least one."""
     shuffled = torch.randperm(len(labels), generator=draws)
     members = [shuffled[labels[shuffled] == label] for label in range(classes)]
-    return torch.cat([member[: round(len(member) * fraction)] for member in members])
+    return torch.cat([member[: max(len(member) > 1, round(len(member) * fraction))] for member in members])
+
+
+def keys(images: Images) -> Tensor:
+    """A number for each file, of its name and its folder's: int64 [n], sorted; empty for images that are no files."""
+    names = ["/".join(name.replace("\\", "/").rsplit("/", 2)[-2:]) for name in images.names]
+    digests = [hashlib.blake2b(os.fsencode(name), digest_size=8).digest() for name in names]
+    return torch.tensor([int.from_bytes(digest, "little", signed=True) for digest in digests], dtype=torch.int64).sort().values

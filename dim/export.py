@@ -5,9 +5,10 @@ ONNX as an extra, and features as arrays, for other programs.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -65,8 +66,8 @@ def save_encoder(path: Path, encoder: nn.Module, config: Config, facts: dict, st
         "levels": facts["levels"],
         "signed": facts["signed"],
         "trained on": f"{facts['name']}, {steps} steps, seed {config.seed}",
-        "sha256": digest(tensors),
     }
+    header["sha256"] = digest(header, tensors)
     with writing(path) as file:
         file.write(save(tensors, metadata={"dim": json.dumps(header)}))
 
@@ -85,7 +86,7 @@ def load_encoder(path: str | Path) -> Exported:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
         if header["format"] != FORMAT:
             raise UserError(f"{path} has format {header['format']}: this dim reads format {FORMAT}; update dim")
-        if header["sha256"] != digest(tensors):
+        if header.pop("sha256") != digest(header, tensors):
             raise UserError(f"{path} is damaged: its checksum differs; export it again")
         given = {known(key, str(path)): typed(key, value) for key, value in header["encoder"].items()}
         config, shape = built(flat(Config()) | given), tuple(int(side) for side in header["shape"])
@@ -97,14 +98,23 @@ def load_encoder(path: str | Path) -> Exported:
         raise
     except FileNotFoundError:
         raise UserError(f"no such file: {path}") from None
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (
+        SafetensorError,
+        OSError,
+        LookupError,
+        ArithmeticError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RuntimeError,
+    ) as error:
         reason = one_line(str(error), 80)
         raise UserError(f"{path} is no encoder exported by dim, or damaged: {type(error).__name__} {reason}") from None
 
 
-def digest(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 of names, shapes and content: safetensors itself loads a flipped bit without a word."""
-    found = hashlib.sha256()
+def digest(header: dict, tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of the header, and names, shapes and content of tensors: safetensors loads a flipped bit without a word."""
+    found = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name in sorted(tensors):
         found.update(f"{name} {list(tensors[name].shape)} {tensors[name].dtype}".encode())
         found.update(tensors[name].cpu().contiguous().numpy().tobytes())
@@ -136,7 +146,7 @@ def save_features(path: Path, parts: dict[str, Images], encoder: nn.Module, data
     none, and where images are files train_names [n]; and so on."""
     arrays: dict[str, Any] = {}
     for part, images in parts.items():
-        found = features(encoder, data, images)
+        found = features(encoder, data, images, layers=layers)
         arrays |= {f"{part}_{layer}": found[layer].cpu().numpy() for layer in layers}
         arrays[f"{part}_labels"] = images.labels.cpu().numpy()
         if images.names:
@@ -145,8 +155,11 @@ def save_features(path: Path, parts: dict[str, Images], encoder: nn.Module, data
         np.savez(file, **arrays)
 
 
-def writing(path: Path):
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
     """`checkpoint.replacing`, with a user's mistake told as one."""
-    if not path.parent.is_dir():
-        raise UserError(f"{path} cannot be written: {path.parent} is no folder")
-    return replacing(path)
+    try:
+        with replacing(path) as file:
+            yield file
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None

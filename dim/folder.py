@@ -30,8 +30,8 @@ LONGEST = 1000  # sides of a picture, longer / shorter: a strip of one row would
 def folder(c: Data, size: int = 0) -> Dataset:
     """Images under data.root, found in all depths; labels: none, or folders, one folder a class.
 
-    With folders, `root/train` and `root/val` or `root/test` are the splits where they exist; else a stratified fifth, drawn by
-    data.split_seed, is kept for testing, and the encoder does not see it.
+    With folders, `root/train` and `root/val`, or without it `root/test`, are the splits where they exist; else a stratified
+    fifth, drawn by data.split_seed, is kept for testing, and the encoder does not see it.
     """
     require("PIL", "data.name folder", "pillow")
     root, side = Path(c.root), c.side or size
@@ -268,7 +268,7 @@ class Streamed:
 
     def content(self) -> Iterator[bytes]:
         for path, label in zip(self.names, self.labels.tolist(), strict=True):
-            yield f"{Path(path).name} {os.path.getsize(path)} {label}\n".encode()
+            yield os.fsencode(Path(path).name) + f" {os.path.getsize(path)} {label}\n".encode()
 
 
 def stacked(items: list[tuple[Tensor, str]]) -> tuple[Tensor, dict[int, str]]:

@@ -32,7 +32,7 @@ class JsonLines:
         """One row; floats keep six significant digits."""
         rounded = {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in row.items()}
         with open(self.path, "ab") as file:
-            file.write(json.dumps(rounded).encode() + b"\n")
+            file.write(json.dumps(rounded, allow_nan=False).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
 

@@ -12,7 +12,8 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from dim.config import Config, UserError, built, check, flat, leaves
+from dim.checkpoint import replacing
+from dim.config import Config, UserError, built, check, flat, leaves, needed_for
 
 ELSEWHERE = (
     "run.",
@@ -45,9 +46,13 @@ def read(argv: list[str], default: Path, flags: dict[str, str] | None = None) ->
         raise SystemExit(0)
     switches.error = refuse  # type: ignore
     chosen, rest = switches.parse_known_args(argv)
-    given = nested_keys(read_yaml(chosen.config), str(chosen.config)) | command_line(rest)
+    asked = command_line(rest)
+    given = nested_keys(read_yaml(chosen.config), str(chosen.config)) | asked
     config = built(flat(Config()) | {key: typed(key, value) for key, value in given.items()})
     check(config)
+    for key in asked:  # a file may hold settings that a word on the command line switched off
+        if setting := needed_for(key, config):
+            raise UserError(f"--{key} would have no effect: it needs {setting}")
     return config, chosen
 
 
@@ -241,7 +246,8 @@ def prepare(config: Config, folder: Path) -> None:
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(dump(config))
+        with replacing(folder / "config.yaml") as file:
+            file.write(dump(config).encode())
     except OSError as error:
         raise UserError(f"run.dir {folder} cannot be written: {error.strerror}") from None
 

@@ -13,7 +13,7 @@ from conftest import ROOT, tiny
 import dim
 import evaluate
 import train
-from dim import build, checkpoint
+from dim import build, checkpoint, export
 from dim.config import UserError
 from dim.evals.features import features
 from dim.reading import saved
@@ -90,6 +90,13 @@ def test_an_export_needs_no_data(run, tmp_path):
     dim.load_encoder(exported(run, tmp_path, *moved))
 
 
+def test_an_encoder_with_another_normalisation_is_exported_too(tmp_path):
+    assert train.main(tiny(tmp_path / "r", "--norm", "layer")) == 0
+    path, (encoder, data) = exported(tmp_path / "r", tmp_path), own(tmp_path / "r")
+    images = data.test.images[:3]
+    assert torch.allclose(dim.load_encoder(path)(images).y, encoder(data.floats(images)).y, atol=1e-6)
+
+
 def test_a_backbone_is_exported_too(tmp_path):
     words = ["--encoder.name", "resnet18", "--encoder.stem", "cifar", "--objective.local.k", "1", "--train.batch_size", "628"]
     assert train.main(tiny(tmp_path / "r", *words)) == 0
@@ -127,8 +134,15 @@ def test_a_header_that_asks_for_something_else_is_refused(run, tmp_path):
         ({"encoder": {"encoder.shape": 3}}, "unknown key"),
         ({"encoder": {**header["encoder"], "encoder.code_size": 65}}, "damaged"),
         ({"shape": "x"}, "damaged"),
-        ({"sha256": "0"}, "checksum"),
+        ({"shape": []}, "damaged"),
+        ({"levels": float("inf")}, "damaged"),
     ):
+        wrong = header | change
+        sums = {"sha256": export.digest({key: value for key, value in wrong.items() if key != "sha256"}, tensors)}
+        save_file(tensors, path, metadata={"dim": json.dumps(wrong | sums)})
+        with pytest.raises(UserError, match=said):
+            dim.load_encoder(path)
+    for change, said in (({"signed": True}, "checksum"), ({"sha256": "0"}, "checksum")):
         save_file(tensors, path, metadata={"dim": json.dumps(header | change)})
         with pytest.raises(UserError, match=said):
             dim.load_encoder(path)

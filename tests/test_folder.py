@@ -1,5 +1,6 @@
 """A folder of images: every kind of picture, splits and labels, held or streamed, files that cannot be used."""
 
+import json
 import os
 import pickle
 import signal
@@ -18,9 +19,13 @@ from conftest import ROOT, tiny
 from PIL import Image
 from torch.utils.data import get_worker_info
 
+import evaluate
 import train
-from dim import checkpoint, folder, randomness
+from dim import checkpoint, data, folder, randomness
 from dim.config import Data, UserError
+from dim.encoders import Encoder
+from dim.evals.features import set_statistics
+from dim.evals.linear import quick_probe
 from dim.folder import picture
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -248,6 +253,55 @@ def test_a_quick_probe_needs_labels_before_the_run_begins(tmp_path, capsys):
     assert run(tmp_path / "r", tmp_path / "images", "--run.probe_every", "1") == 2
     assert "folder has no labels to probe" in capsys.readouterr().err
     assert not (tmp_path / "r").exists()
+
+
+def test_a_run_is_not_continued_on_other_files(tmp_path, monkeypatch, capsys):
+    small_sets.pictures(tmp_path / "images", {"": 23})
+    save = checkpoint.save
+
+    def stopping(path, content):
+        save(path, content)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save", stopping)
+    assert run(tmp_path / "r", tmp_path / "images") == 130
+    monkeypatch.setattr(checkpoint, "save", save)
+    (tmp_path / "images" / "022.png").rename(tmp_path / "images" / "new.png")
+    assert run(tmp_path / "r", tmp_path / "images") == 2
+    assert "was trained on 23 images of folder, and these are 23 or others" in capsys.readouterr().err
+    (tmp_path / "images" / "new.png").rename(tmp_path / "images" / "022.png")
+    assert run(tmp_path / "r", tmp_path / "images") == 0
+
+
+def test_test_images_that_trained_the_encoder_are_said_and_counted(tmp_path, capsys):
+    """Trained on everything, then probed with one folder a class, of which a fifth is for testing."""
+    small_sets.pictures(tmp_path / "images", {"a": 15, "b": 15})
+    assert run(tmp_path / "r", tmp_path / "images") == 0
+    assert evaluate.main([str(tmp_path / "r"), "--data.labels", "folders"]) == 0
+    assert "warning: 6 of 6 test images trained the encoder" in capsys.readouterr().err
+    assert json.loads((tmp_path / "r/evaluation.json").read_text())["run"]["test images seen in training"] == 6
+    assert run(tmp_path / "s", tmp_path / "images", "--data.labels", "folders") == 0
+    assert evaluate.main([str(tmp_path / "s")]) == 0
+    assert "trained the encoder" not in capsys.readouterr().err
+
+
+def test_other_images_than_the_encoder_takes_are_one_line(tmp_path, capsys):
+    small_sets.pictures(tmp_path / "images", {"a": 15, "b": 15})
+    assert run(tmp_path / "r", tmp_path / "images") == 0
+    assert evaluate.main([str(tmp_path / "r"), "--data.name", "digits"]) == 2
+    assert "was trained on images with shape [3, 8, 8], those of digits have shape [1, 8, 8]" in capsys.readouterr().err
+
+
+def test_the_quick_probe_sees_all_classes_of_a_folder():
+    """Files come class by class; with more of them than the probe fits on, all classes are drawn from."""
+    classes, each = 6, 60
+    labels = torch.arange(classes).repeat_interleave(each)
+    images = (labels[:, None, None, None] * 40 + torch.zeros(1, 1, 8, 8)).to(torch.uint8)
+    noise = torch.randint(0, 9, images.shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    split = data.Split(images + noise, labels)
+    made = data.Dataset("made", split, split, classes, signed=False)
+    encoder = set_statistics(Encoder("small8x8", 1), made, split)
+    assert quick_probe(encoder, made, 0, most=100)["probe/fc_accuracy"] > 0.95
 
 
 # ---- files that cannot be used

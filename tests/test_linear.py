@@ -138,6 +138,26 @@ def made_data(name: str = "made") -> data.Dataset:
     )
 
 
+def test_few_images_do_not_end_the_search_at_the_weak_end_of_the_grid():
+    """With a strong penalty all C predict the same: equal accuracies are no reason to stop."""
+    draws = torch.Generator().manual_seed(0)
+    labels = torch.arange(40) % 4
+    x = torch.randn(40, 60, generator=draws) * 0.5 + 3 * torch.eye(60)[labels]
+    chosen = linear.choose(x[:30], labels[:30], x[30:], labels[30:])
+    assert chosen["C"] > 1e-3
+    assert len(chosen["tried"]) > 6
+
+
+def test_features_leave_the_encoder_in_its_mode():
+    made = made_data()
+    encoder = Encoder("small8x8", 1)
+    for mode in (True, False):
+        encoder.train(mode)
+        features(encoder, made, made.test)
+        assert all(module.training == mode for module in encoder.modules())
+    assert list(features(encoder, made, made.test, layers=("y",))) == ["y"]
+
+
 def test_evaluate_chooses_without_the_test_split():
     made = made_data()
     x, x_test = raw_pixels(made, made.train), raw_pixels(made, made.test)

@@ -15,6 +15,7 @@ import train
 from dim import build, checkpoint
 from dim.config import Config, UserError, built, flat
 from dim.data import Dataset, Split
+from dim.encoders import Encoder
 from dim.guard import Guard
 from dim.reading import read, saved
 
@@ -217,6 +218,22 @@ def test_the_saved_configuration_reproduces_the_run(tmp_path):
     assert same(state(tmp_path / "a"), state(tmp_path / "b"))
 
 
+def test_the_two_views_of_an_image_differ_and_the_prior_has_its_own_rate(tmp_path, monkeypatch):
+    """What the encoder is given: the first half view one, the second view two of the same images."""
+    seen = []
+    forward = Encoder.forward
+    monkeypatch.setattr(Encoder, "forward", lambda self, x: (seen.append(x.detach().clone()), forward(self, x))[1])
+    prior = ("--objective.prior.weight", "0.1", "--objective.prior.lr", "1e-5")
+    assert run(tmp_path / "r", "--views.number", "2", "--views.shift", "1", "--run.save_every", "1", *prior) == 0
+    one, two = next(x for x in seen if len(x) == 838).chunk(2)
+    assert not torch.isclose(one, two).flatten(1).all(1).any()
+    between = (one - two).flatten(1).norm(dim=1).mean()
+    others = (one - two.roll(1, 0)).flatten(1).norm(dim=1).mean()
+    assert between < 0.9 * others  # of the same image nevertheless
+    groups = {name: state(tmp_path / "r")[name]["param_groups"] for name in ("optimizer", "prior_optimizer")}
+    assert groups["prior_optimizer"][0]["lr"] == pytest.approx(groups["optimizer"][0]["lr"] / 100)
+
+
 def test_dry_run_writes_nothing(tmp_path, capsys):
     assert run(tmp_path / "r", *ALL, "--dry-run") == 0
     assert not (tmp_path / "r").exists()
@@ -385,7 +402,7 @@ def test_a_device_that_is_not_there_is_refused(tmp_path, capsys):
 
 def test_checkpoints_are_renamed_into_place_and_damage_is_one_line(tmp_path):
     path = tmp_path / "checkpoint.pt"
-    checkpoint.save(path, {"step": 1, "weights": torch.arange(3)})
+    checkpoint.save(path, dict.fromkeys(checkpoint.KEYS, 0) | {"weights": torch.arange(3)})
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
     assert torch.equal(checkpoint.load(path)["weights"], torch.arange(3))
 

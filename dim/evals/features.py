@@ -1,5 +1,7 @@
 """Features: what a frozen encoder makes of images, for probes."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -10,18 +12,23 @@ LAYERS = ("conv", "fc", "y")
 
 @torch.no_grad()
 def features(
-    encoder: nn.Module, data: Dataset, images: Images, index: Tensor | None = None, batch: int = 500
+    encoder: nn.Module,
+    data: Dataset,
+    images: Images,
+    index: Tensor | None = None,
+    layers: Sequence[str] = LAYERS,
+    batch: int = 500,
 ) -> dict[str, Tensor]:
     """n images, or those of an index -> {"conv": [n, C' H' W'], "fc": [n, D], "y": [n, d]}, float32, where the encoder is.
 
     The encoder is in eval mode meanwhile.
     """
-    parts: dict[str, list[Tensor]] = {layer: [] for layer in LAYERS}
+    parts: dict[str, list[Tensor]] = {layer: [] for layer in layers}
     was_training = encoder.training
     encoder.eval()
     for chunk in images.batches(torch.arange(len(images)) if index is None else index, batch):
         codes = encoder(pictures(encoder, data, chunk))
-        for layer in LAYERS:
+        for layer in layers:
             parts[layer].append(getattr(codes, layer).flatten(1).float())
     encoder.train(was_training)
     return {layer: torch.cat(chunks) for layer, chunks in parts.items()}

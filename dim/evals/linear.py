@@ -125,11 +125,12 @@ def quick_probe(encoder: nn.Module, data: Dataset, split_seed: int, most: int = 
         penalty = PROTOCOLS[data.name].penalty or 1.0
     else:
         fitting, validation = data.validation(split_seed)
-        splits, penalty = [(fitting[:most], validation)], 0.01
+        shuffled = torch.randperm(len(fitting), generator=generator(split_seed, "quick probe"))  # files come class by class
+        splits, penalty = [(fitting[shuffled[:most]], validation)], 0.01
     used = torch.cat([torch.cat(split) for split in splits]).unique()
     place = torch.empty(len(labels), dtype=torch.long)
     place[used] = torch.arange(len(used))
-    found = features(encoder, data, data.train, used)
+    found = features(encoder, data, data.train, used, layers=("fc", "y"))
     scores: dict[str, float] = {}
     for layer in ("fc", "y"):
         total = 0.0
@@ -240,7 +241,10 @@ def curvature_root(covariance: Tensor, curvature: float, decay: float) -> Tensor
 
 
 def choose(x: Tensor, labels: Tensor, x_validation: Tensor, validation_labels: Tensor) -> dict:
-    """C with the best validation accuracy: up the grid until two in a row do not improve on the best."""
+    """C with the best validation accuracy, the first of equals: up the grid until two in a row are below the best.
+
+    Equal accuracies do not end the search: with few images the weak end of the grid predicts the same for several C.
+    """
     covariance = covariance_of(x) if len(x) >= x.shape[1] else None
     tried: dict[float, float] = {}
     probe = None
@@ -248,7 +252,7 @@ def choose(x: Tensor, labels: Tensor, x_validation: Tensor, validation_labels: T
         probe = fit(x, labels, penalty, covariance, probe)
         tried[penalty] = accuracy(probe, x_validation, validation_labels)
         best = max(tried, key=tried.__getitem__)
-        if list(tried)[-2:].count(best) == 0 and len(tried) > 2:
+        if all(score < tried[best] for score in list(tried.values())[-2:]):
             break
     return {"C": best, "validation_accuracy": tried[best], "tried": {f"{c:.2g}": score for c, score in tried.items()}}
 
