@@ -70,7 +70,7 @@ FAULTS = (
     Fault("a probe that always says it converged", "evals/linear", "return self.gradient <= TOLERANCE", "return True", "linear"),
     Fault("STL-10's rows and columns not exchanged", "datasets", ".transpose(0, 1, 3, 2)", "", "datasets"),
     Fault("STL-10's labels counted from 1", "datasets", ".astype(np.int64) - 1", ".astype(np.int64) % 10", "datasets"),
-    Fault("unlabelled images in a probe", "evals/linear", "features(encoder, data, data.train, used)", "features(encoder, data, data.pretraining, used)", "datasets"),
+    Fault("unlabelled images in a probe", "evals/linear", "features(encoder, data, data.train, used,", "features(encoder, data, data.pretraining, used,", "datasets"),
     Fault("labels beside the images that pretrain", "datasets", "torch.full((len(more) + len(train),), -1)", "torch.cat([torch.full((len(more),), -1), train.labels])", "datasets"),
     Fault("a checksum that is not compared", "datasets", "if hashlib.md5(content, usedforsecurity=False).hexdigest() != MD5[name]:", "if False:", "datasets"),
     Fault("an archive's checksum that is not compared", "datasets", "if md5_of(root / archive) != MD5[archive]:", "if False:", "datasets"),

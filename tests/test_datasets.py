@@ -101,10 +101,10 @@ def test_no_unlabelled_image_of_stl10_reaches_a_probe(tmp_path, monkeypatch, cap
         given.append(labels)
         return fit(x, labels, *others)
 
-    def looked_at(encoder, data, images, *others):
+    def looked_at(encoder, data, images, *others, **keys):
         seen.append(len(images))
         assert (images.labels >= 0).all()
-        return features(encoder, data, images, *others)
+        return features(encoder, data, images, *others, **keys)
 
     monkeypatch.setattr(linear, "fit", spy)
     monkeypatch.setattr(linear, "features", looked_at)

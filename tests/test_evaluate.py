@@ -102,7 +102,7 @@ def test_several_runs_share_their_baselines(trained, two_columns, tmp_path, monk
         (["{run}", "--export", "encoder.pt"], "--export is encoder.pt: its name must end in .safetensors or .onnx"),
         (["{run}", "--features", "f.npy"], "its name must end in .npz"),
         (["{run}", "{run}", "--export", "e.onnx"], "--export names one file, but 2 runs are given: give one run"),
-        (["{run}", "--export", "nowhere/e.safetensors"], "nowhere/e.safetensors cannot be written: nowhere is no folder"),
+        (["{run}", "--export", "nowhere/e.safetensors"], "--export is nowhere/e.safetensors: nowhere is no folder"),
         (["{run}", "--weights", "average"], "kept no average of its weights: train it with --train.average"),
     ],
 )
