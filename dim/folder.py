@@ -85,7 +85,7 @@ def held_out(c: Data, paths: list[Path], labels: Tensor, classes: int) -> list[t
     test = torch.zeros(len(paths), dtype=torch.bool)
     test[stratified(labels, classes, 0.2, generator(c.split_seed, "test"))] = True
     if not test.any():
-        raise UserError(f"{c.root}: a fifth of each class for testing is no image: give at least 3 images of a class")
+        raise UserError(f"{c.root}: a fifth of each class for testing is no image: give at least 2 images of a class")
     return [([paths[i] for i in part.nonzero()[:, 0].tolist()], labels[part]) for part in (~test, test)]
 
 

@@ -274,9 +274,9 @@ CASES: dict[str, tuple] = {
     ),
     "folder: a class that is a link": ("folder", link("train/cow", "dog"), "train/cow is a link", *FOLDERS),
     "folder: a class that is a link above": ("folder", link("train/cow", ".."), "train/cow is a link", *FOLDERS),
-    "folder: two images a class": (
+    "folder: one image a class": (
         "folder",
-        many(gone("train"), gone("val"), lambda _, root: small_sets.pictures(root, {"a": 2, "b": 2})),
+        many(gone("train"), gone("val"), lambda _, root: small_sets.pictures(root, {"a": 1, "b": 1})),
         "a fifth of each class for testing is no image",
         *FOLDERS,
     ),
