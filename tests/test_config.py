@@ -225,3 +225,34 @@ def test_a_folder_with_another_configuration_is_refused(tmp_path):
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="is not the folder of a run"):
         saved(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "needed"),
+    [
+        (["--encoder.stem", "cifar"], "encoder.name resnet18 or resnet50"),
+        (["--encoder.size", "64"], "encoder.name resnet18 or resnet50"),
+        (["--views.kind", "affine", "--views.padding", "9"], "views.kind crop_flip"),
+        (["--views.kind", "strong", "--views.shift", "2"], "views.kind affine"),
+        (["--views.kind", "affine", "--views.flip", "0"], "views.kind crop_flip or strong"),
+        (["--views.kind", "affine", "--views.grey", "0"], "views.kind strong"),
+        (["--data.labels", "folders"], "data.name folder"),
+        (["--objective.glob.units", "7"], "objective.glob.weight above 0"),
+        (["--objective.prior.lr", "3"], "objective.prior.weight above 0"),
+        (["--run.project", "mine"], "run.wandb offline or online"),
+    ],
+)
+def test_a_word_without_effect_is_refused(tmp_path, words, needed):
+    with pytest.raises(UserError, match=f"^{re.escape(words[-2])} would have no effect: it needs {needed}$"):
+        parsed(tmp_path, "", *words)
+
+
+def test_a_file_may_hold_what_a_word_switches_off(tmp_path):
+    text = "views: {kind: strong, number: 2, area: [0.5, 1]}\nobjective: {prior: {weight: 1, lr: 0.1}}"
+    off = ["--views.kind", "none", "--views.number", "1", "--objective.prior.weight", "0"]
+    assert parsed(tmp_path, text, *off).views.area == (0.5, 1)
+
+
+def test_an_average_that_would_keep_everything_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"^train.average is 1.0: it must be below 1$"):
+        parsed(tmp_path, "train: {average: 1.0}")

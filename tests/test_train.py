@@ -384,6 +384,20 @@ def test_few_negatives_for_dv_per_anchor_are_warned_about(tmp_path, capsys):
     assert "warning: objective.local: dv_per_anchor with 255 negatives" in capsys.readouterr().err
 
 
+def test_the_other_direction_of_a_symmetric_term_counts_too(tmp_path, capsys):
+    words = ["--objective.local.estimator", "dv_per_anchor", "--objective.local.symmetric", "true"]
+    words += ["--objective.local.negatives", "all", "--objective.local.k", "0"]
+    assert run(tmp_path / "r", *words, "--train.batch_size", "2", "--dry-run") == 2
+    assert "dv_per_anchor with 1 negative grows without end" in capsys.readouterr().err
+    assert run(tmp_path / "r", *words, "--train.batch_size", "100", "--dry-run") == 0
+    assert "dv_per_anchor with 99 negatives" in capsys.readouterr().err
+
+
+def test_a_warm_up_longer_than_the_run_is_warned_about(tmp_path, capsys):
+    assert run(tmp_path / "r", "--train.warmup", "3", "--dry-run") == 0
+    assert "train.warmup is 3 steps of 3" in capsys.readouterr().err
+
+
 def test_another_configuration_in_the_folder_is_refused_and_nothing_is_lost(tmp_path, capsys):
     assert run(tmp_path / "r") == 0
     before = (tmp_path / "r" / "checkpoint.pt").read_bytes()
