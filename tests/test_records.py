@@ -1,0 +1,25 @@
+"""The commands of the records: each is a configuration that can be read."""
+
+import sys
+
+import pytest
+from conftest import ROOT
+
+from dim.reading import read
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import records
+
+COMMANDS = {f"{series} {name}": words for series, runs in records.SERIES.items() for name, (_, words) in runs.items()}
+
+
+@pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS.keys())
+def test_every_command_of_a_record_is_a_valid_configuration(words, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    read([*words.split(), "--data.root", "data", "--run.dir", "runs/x"], ROOT / "configs" / "digits.yaml")
+
+
+def test_no_two_records_are_the_same_run(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    configs = [str(read(words.split(), ROOT / "configs" / "digits.yaml")[0]) for words in COMMANDS.values()]
+    assert len(set(configs)) == len(configs)
