@@ -143,6 +143,7 @@ def train(config: Config, data: Dataset, folder: Path, dry_run: bool = False) ->
         logs = done % config.run.log_every == 0 or done == steps
         saves = done % config.run.save_every == 0 or done == steps
         probes = config.run.probe_every and epoch_ends and (epoch + 1) % config.run.probe_every == 0
+        keeps = config.run.keep_every and epoch_ends and (epoch + 1) % config.run.keep_every == 0 and done < steps
         if logs or saves or probes or asked or device.type == "cpu":
             stop_if_bad(guard, folder)
         if logs or probes:
@@ -163,8 +164,10 @@ def train(config: Config, data: Dataset, folder: Path, dry_run: bool = False) ->
                 rank = row["code/effective_rank"]
                 warn(f"step {done}: the code collapses, effective rank {rank:.1f} of {codes.y.shape[1]}; lower {cure}")
             sums, clock, clock_step = {}, time.perf_counter(), done
-        if saves or asked:
+        if saves or keeps or asked:
             save(done)
+        if keeps:
+            checkpoint.keep(folder, folder / f"epoch-{epoch + 1}")
         if asked and done < steps:
             raise KeyboardInterrupt(f"stopped at step {done:,} of {steps:,}, saved; the same command continues there")
     tracker.finish()

@@ -38,7 +38,7 @@ CIFAR10 = {  # name: (what it is, the words of its command)
         f"{PAPER}_local_global.yaml --objective.local.units 256 --objective.glob.units 256",
     ),
     "cifar100": ("recommended, on CIFAR-100", f"{RECOMMENDED} --data.name cifar100"),
-    "recommended_40": ("recommended, 40 epochs", f"{RECOMMENDED} --train.epochs 40"),
+    "recommended_40": ("recommended, 40 epochs", f"{RECOMMENDED} --train.epochs 40 --run.keep_every 10"),
 }
 TINY = "--config configs/tiny_imagenet.yaml"
 TINY_IMAGENET = {
@@ -55,7 +55,7 @@ def main() -> int:
     parser.add_argument("--data", default="data", help="--data.root of the runs")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "records", help="where the runs are kept meanwhile")
     parser.add_argument("--table", action="store_true", help="print the table and do nothing")
-    chosen = parser.parse_args()
+    chosen = parser.parse_intermixed_args()  # names stand before or after the options
     runs = SERIES[chosen.series]
     if unknown := set(chosen.names) - set(runs):
         parser.error(f"{chosen.series} has no {', '.join(sorted(unknown))}; it has {', '.join(runs)}")
@@ -75,8 +75,9 @@ def record(series: str, name: str, data: str, folder: Path) -> None:
         commit.write_text(subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout)
     where = ["--data.root", str(Path(data).resolve())]
     run(["train.py", *words.split(), *where, "--run.dir", str(folder)])
-    if not (folder / "evaluation.json").exists():
-        run(["evaluate.py", str(folder), *where])
+    runs = [*kept(folder), folder]
+    if not all((place / "evaluation.json").exists() for place in runs):
+        run(["evaluate.py", *map(str, runs), *where])
     write(series, name, folder)
 
 
@@ -93,10 +94,16 @@ def write(series: str, name: str, folder: Path) -> None:
         "probes while training": [row for row in rows if "probe/fc_accuracy" in row],
         "last": rows[-1],
         "evaluation": json.loads((folder / "evaluation.json").read_text()),
+        "kept": {place.name: json.loads((place / "evaluation.json").read_text())["linear"]["rows"] for place in kept(folder)},
     }
     path = RESULTS / series / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def kept(folder: Path) -> list[Path]:
+    """The copies of a run that were kept on its way, in order."""
+    return sorted(folder.glob("epoch-*"), key=lambda place: int(place.name.removeprefix("epoch-")))
 
 
 def run(words: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,14 @@ def save(path: Path, state: dict) -> None:
     """Write the state of a run."""
     with replacing(path) as file:
         torch.save(state, file)
+
+
+def keep(folder: Path, place: Path) -> None:
+    """Copy a run as it is now to another folder, which is then a run of its own; the checkpoint comes last."""
+    place.mkdir(exist_ok=True)
+    for name in ("config.yaml", "metrics.jsonl", "checkpoint.pt"):
+        with open(folder / name, "rb") as source, replacing(place / name) as copy:
+            shutil.copyfileobj(source, copy)
 
 
 def save_json(path: Path, content: dict) -> None:

@@ -23,3 +23,18 @@ def test_no_two_records_are_the_same_run(monkeypatch):
     monkeypatch.chdir(ROOT)
     configs = [str(read(words.split(), ROOT / "configs" / "digits.yaml")[0]) for words in COMMANDS.values()]
     assert len(set(configs)) == len(configs)
+
+
+def test_names_may_stand_behind_the_options(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(records, "RESULTS", tmp_path)
+    monkeypatch.setattr(records, "record", lambda series, name, data, folder: asked.append((name, data)))
+    monkeypatch.setattr(sys, "argv", ["records.py", "cifar10", "--data", "d", "prior", "one_view"])
+    records.main()
+    assert asked == [("prior", "d"), ("one_view", "d")]
+
+
+def test_kept_copies_come_in_the_order_of_their_epochs(tmp_path):
+    for epoch in (10, 5, 20):
+        (tmp_path / f"epoch-{epoch}").mkdir()
+    assert [place.name for place in records.kept(tmp_path)] == ["epoch-5", "epoch-10", "epoch-20"]

@@ -137,6 +137,18 @@ def test_a_stopped_run_continues_to_the_same_bits(tmp_path, monkeypatch, capsys,
     assert rows(tmp_path / "whole") == rows(tmp_path / "stopped")
 
 
+def test_kept_copies_are_runs_of_their_own(tmp_path):
+    words = ("--train.epochs", "3", "--run.save_every", "100")
+    assert run(tmp_path / "r", *words, "--run.keep_every", "1") == 0
+    assert sorted(p.name for p in (tmp_path / "r").iterdir() if p.is_dir()) == ["epoch-1", "epoch-2"]  # the end is the run
+    kept = tmp_path / "r" / "epoch-2"
+    assert state(kept)["step"] == 6
+    assert rows(kept) == rows(tmp_path / "r")[:6]
+    assert not same(state(kept)["encoder"], state(tmp_path / "r")["encoder"])
+    assert run(kept, *words) == 0
+    assert same(state(kept), state(tmp_path / "r"))
+
+
 def test_ctrl_c_finishes_the_step_and_saves(tmp_path, monkeypatch, capsys):
     watch = Guard.watch
 
