@@ -1,82 +1,158 @@
-"""Evaluate runs from their folders alone: python evaluate.py RUN [RUN ...] [--probes linear] [--figures curves] [--export FILE]
+"""Evaluate runs from their folders alone: python evaluate.py RUN [RUN ...] [--probes linear svm mlp knn] [--figures curves]
 
-Probes print a table for each run, beside a random encoder and raw pixels, and save it as RUN/evaluation.json; baselines that
-several runs share are computed once. --data.KEY VALUE replaces a key of the run's data, such as --data.root DIR.
+Probes print a table for each run, beside a random encoder and raw pixels, and save it in the run's folder as report.json
+and report.md; what is there is not done again, and baselines that several runs share are computed once. Several runs give a
+comparison too, in the folder that holds them. --data.KEY VALUE replaces a key of the run's data: --data.root DIR, or
+--data.name cifar100 to probe another data set.
 """
 
 import argparse
+import os
 import sys
-import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
-from dim import build, checkpoint, export
+from dim import build, checkpoint, export, report, tracking
 from dim.average import Average
 from dim.config import Config, UserError, built, check, flat, leaves
 from dim.data import Dataset, keys
-from dim.evals import linear
+from dim.evals import sections
 from dim.evals.features import LAYERS, features, raw_pixels, set_statistics
+from dim.evals.finetune import LOSSES
+from dim.evals.sections import KINDS, Features, Section
 from dim.figures import FIGURES
 from dim.reading import command_line, nearest, one_line, refuse, saved, typed
 
 
-def evaluate(folder: Path, chosen: argparse.Namespace, config: Config, known: dict) -> None:
-    """Everything asked of the run in a folder. known: baselines of runs before it, shared where they are the same."""
+def evaluate(folder: Path, chosen: argparse.Namespace, config: Config, known: dict) -> dict:
+    """Everything asked of the run in a folder; its report. known: rows of runs before it, shared where the same."""
     state = checkpoint.load(folder / "checkpoint.pt")
     if chosen.export is not None:
         encoder = trained_encoder(config, state["data"]["shape"], state, chosen.weights, folder)
         save = export.save_onnx if chosen.export.suffix == ".onnx" else export.save_encoder
         save(chosen.export, encoder, config, state["data"], state["step"])
         print(f"{folder}: {state['step']:,} steps trained, saved as {chosen.export}")
-    if not (chosen.probes or chosen.features or chosen.figures):
-        return  # an export needs no data
+    if not (chosen.probes or chosen.measures or chosen.features or chosen.figures):
+        return {}  # an export needs no data
     data = build.dataset(config)
     print(f"{folder}: {state['step']:,} of {state['steps']:,} steps trained")
     fits(folder, state["data"], data)
     torch.set_num_threads(1 if len(data.pretraining) < SMALL else THREADS)
     encoder = trained_encoder(config, data.shape, state, chosen.weights, folder)
-    if chosen.probes:
-        probe(folder, chosen, config, data.with_labels(), encoder, state, known)
+    found: dict = {}
+    if chosen.probes or chosen.measures:
+        other = other_data(config, data, state["data"])
+        path = folder / ("_".join(["report", *["average"] * (chosen.weights == "average"), *[other] * bool(other)]) + ".json")
+        facts = run_facts(config, data.with_labels(), encoder, state, chosen.weights)
+        found = report.opened(path, facts, chosen.force)
+        measure(path, chosen, config, data, encoder, found, known, f" on {other}" * bool(other))
+        print(f"saved as {path} and .md")
+        if config.run.wandb != "off" and state.get("tracking_id"):
+            tracker = tracking.start(
+                config, folder, state["tracking_id"], lambda text: print(f"warning: {text}", file=sys.stderr)
+            )
+            tracker.results(report.numbers(found))
+            tracker.finish()
     if chosen.features is not None:
         splits = (("train", data.train), ("test", data.test), ("unlabelled", data.unlabelled))
         parts = {name: images for name, images in splits if images is not None and len(images)}
-        export.save_features(chosen.features, parts, encoder, data, chosen.layers)
+        export.save_features(chosen.features, parts, encoder, data, chosen.layers or LAYERS)
         print(f"saved as {chosen.features}")
     for name in chosen.figures:
         for path in FIGURES[name](folder, config, data, state):
             print(f"saved as {path}")
+    return found
 
 
-def probe(
-    folder: Path,
-    chosen: argparse.Namespace,
-    config: Config,
-    data: Dataset,
-    encoder: nn.Module,
-    state: dict,
-    known: dict,
+def measure(
+    path: Path, chosen: argparse.Namespace, config: Config, data: Dataset, encoder: nn.Module, found: dict, known: dict, on: str
 ) -> None:
-    """Every named probe, as tables and as evaluation.json in the run's folder."""
-    results = {"run": config_facts(config, data, state) | {"weights": chosen.weights}}
-    if seen := len(set(keys(data.test).tolist()) & set(state["data"]["files"].tolist())):
-        results["run"]["test images seen in training"] = seen
-        print(f"warning: {seen} of {len(data.test)} test images trained the encoder, without their labels", file=sys.stderr)
+    """Every probe and measure asked for, into the report at a path; what it has is not done again. on: " on <other data>"."""
+    parts = asked_for(chosen, config, data)
+    rows = {part.title: report.section(found, part.title, part.heading) for part in parts}
+    places = {
+        (part.title, row.name + on): (part.title, row.name, *dependence(row.kind, config, data, found))
+        for part in parts
+        for row in part.rows
+    }
+    for (title, name), key in places.items():
+        if key in known:
+            rows[title].setdefault(name, known[key])
+    missing = [(part.title, row) for part in parts for row in part.rows if row.name + on not in rows[part.title]]
+    with tqdm(disable=None, total=len(missing), unit="row", leave=False, dynamic_ncols=True) as bar:
+        for kind in KINDS:
+            todo = [(title, row) for title, row in missing if row.kind == kind]
+            if not todo:
+                continue
+            bar.set_description_str(f"features: {kind}")
+            seen = features_of(kind, config, data, encoder, {layer for _, row in todo for layer in row.layers})
+            for title, row in sorted(todo, key=lambda item: item[1].layers):  # by layer: each is prepared once
+                bar.set_description_str(f"{title}: {row.name}")
+                rows[title][row.name + on] = row.act(seen)
+                report.save(path, found)
+                bar.update()
+    for part in parts:
+        names = [row.name + on for row in part.rows]
+        found[part.title]["rows"] = {name: rows[part.title][name] for name in dict.fromkeys([*names, *rows[part.title]])}
+        known |= {places[part.title, name]: rows[part.title][name] for name in names}
+    report.save(path, found)
+    for part in parts:
+        print(report.table(found[part.title]), report.headline(found[part.title]) if part.title == "linear" else "", sep="\n")
+    if images := found["run"].get("test images seen in training"):
+        print(f"warning: {images} of {len(data.test)} test images trained the encoder, without their labels", file=sys.stderr)
+
+
+def asked_for(chosen: argparse.Namespace, config: Config, data: Dataset) -> list[Section]:
+    """The sections of the report that the command line asks for."""
+    layers, few, parts = chosen.layers or list(LAYERS), chosen.labels_per_class, []
     for name in chosen.probes:
-        evaluator = build.EVALUATORS[name]
-        c = config  # all that a baseline depends on
-        key = (name, data.fingerprint, data.shape, c.data.fit, c.data.split_seed, c.seed, c.encoder, c.norm, c.precision)
-        if key not in known:
-            known[key] = evaluator(bar(baselines(config, data), name), data, config.data.split_seed)
-        results[name] = evaluator(bar(layers("trained", encoder, data), name), data, config.data.split_seed)
-        results[name]["rows"] = known[key]["rows"] | results[name]["rows"]
-        print(table(results[name]), headline(results[name]), sep="\n")
-    path = folder / ("evaluation.json" if chosen.weights == "last" else "evaluation_average.json")
-    checkpoint.save_json(path, results)
-    print(f"saved as {path}")
+        if name == "finetune":
+            losses = {loss: 1.0 for loss in chosen.unlabelled}
+            view = build.views(config, data) if config.views.kind != "none" else None
+            parts.append(sections.fine_tuned(data, chosen.layers or ["fc"], few, losses, view))
+        elif chosen.protocol == "paper":
+            parts.append(sections.paper(data, layers))
+        else:
+            parts.append(sections.probe(name, build.PROBES[name], data, layers, few, config.data.split_seed))
+    codes = chosen.layers or ["y"]
+    made = {
+        "mine": lambda: sections.mutual_information(data, chosen.pairs),
+        "ndm": lambda: sections.total_correlation(data, codes),
+        "reconstruction": lambda: sections.decoded(data, codes),
+    }
+    return [*parts, *(made[name]() for name in chosen.measures)]
+
+
+def dependence(kind: str, config: Config, data: Dataset, found: dict) -> tuple:
+    """All that a row depends on beside its evaluator: runs that share it share the row."""
+    images = (data.fingerprint, data.shape, config.data.fit, config.data.split_seed)
+    if kind == "raw":
+        return images
+    if kind == "random":
+        return (*images, config.seed, config.encoder, config.norm, config.precision)
+    return (*images, found["run"]["weights_sha256"])
+
+
+def compare(reports: dict[str, dict]) -> None:
+    """Runs beside each other, grouped by seeds: printed, and saved in the folder that holds them."""
+    place = Path(os.path.commonpath([Path(folder).resolve().parent for folder in reports]))
+    names = {str(Path(folder).resolve().relative_to(place)): content for folder, content in reports.items()}
+    found = report.comparison(names)
+    checkpoint.save_json(place / "comparison.json", found)
+    with checkpoint.replacing(place / "comparison.md") as file:
+        file.write(report.compared(found).encode())
+    print(report.compared(found), f"saved as {place / 'comparison.json'} and .md", sep="\n")
+
+
+def other_data(config: Config, data: Dataset, trained: dict) -> str:
+    """The name of the data set where its images are not those that trained the encoder, a folder's own name; else ""."""
+    now = data.facts
+    if all(trained[key] == now[key] for key in ("name", "images")) and torch.equal(trained["files"], now["files"]):
+        return ""
+    return Path(config.data.root).resolve().name if data.name == "folder" else data.name
 
 
 def fits(folder: Path, trained: dict, data: Dataset) -> None:
@@ -86,40 +162,40 @@ def fits(folder: Path, trained: dict, data: Dataset) -> None:
             raise UserError(f"{folder} was trained on images with {key} {trained[key]}, those of {data.name} have {key} {now}")
 
 
-def bar(rows: Iterator, evaluator: str) -> Iterator:
-    """The rows, with a line that says which one is being worked on."""
-    with tqdm(disable=None, bar_format="{desc} [{elapsed}]") as line:
-        for row in rows:
-            line.set_description_str(f"{evaluator}: {row[0]}")
-            yield row
-
-
-def config_facts(config: Config, data: Dataset, state: dict) -> dict:
+def run_facts(config: Config, data: Dataset, encoder: nn.Module, state: dict, weights: str) -> dict:
     """What the numbers belong to."""
-    return {
+    facts = {
         "data": data.name,
         "data_sha256": data.fingerprint,
+        "split_seed": config.data.split_seed,
         "seed": config.seed,
         "steps": state["step"],
         "encoder": config.encoder.name,
+        "weights": weights,
+        "weights_sha256": report.digest(encoder.state_dict()),
         "versions": state["versions"],
+        "config": {key: value for key, value in flat(config).items() if not key.startswith(("run.", "data.root", "seed"))},
     }
+    seen = len(set(keys(data.test).tolist()) & set(state["data"]["files"].tolist()))
+    return facts | ({"test images seen in training": seen} if seen else {})
 
 
 THREADS = torch.get_num_threads()
 SMALL = 10_000  # images below which a second thread waits more than it works: the digits took 65 s with two, 16 s with one
 
-Rows = Iterator[tuple[str, Tensor, Tensor]]  # name, training features, test features; one at a time since maps are large
 
-
-def baselines(config: Config, data: Dataset) -> Rows:
-    """Raw pixels, and the encoder before training: same seed and architecture, BatchNorm statistics set on training images."""
-    pixels = raw_pixels(data, data.train, device()), raw_pixels(data, data.test, device())
-    if linear.PROTOCOLS.get(data.name, linear.Protocol()).unscaled:
-        yield linear.UNSCALED, *pixels
-    yield "raw pixels", *pixels
-    encoder = first_encoder(config, data.shape)
-    yield from layers("random", set_statistics(encoder, data, data.train), data)
+def features_of(kind: str, config: Config, data: Dataset, encoder: nn.Module, layers: set[str]) -> Features:
+    """Features of one kind: raw pixels; of the encoder before training, same seed and architecture, its BatchNorm statistics
+    set on training images; or of the trained one. Images pass an encoder once, and only the layers asked for are kept."""
+    random = kind == "random"
+    made = set_statistics(first_encoder(config, data.shape), data, data.train) if random else encoder
+    found = {}
+    if "x" in layers:
+        found["x"] = (raw_pixels(data, data.train, device()), raw_pixels(data, data.test, device()))
+    if own := [layer for layer in LAYERS if layer in layers]:
+        train, test = (features(made, data, images, layers=own) for images in (data.train, data.test))
+        found |= {layer: (train[layer], test[layer]) for layer in own}
+    return Features(found, made)
 
 
 def trained_encoder(config: Config, shape: tuple[int, int, int], state: dict, weights: str, folder: Path) -> nn.Module:
@@ -137,13 +213,6 @@ def trained_encoder(config: Config, shape: tuple[int, int, int], state: dict, we
     return encoder
 
 
-def layers(name: str, encoder: nn.Module, data: Dataset) -> Rows:
-    """Each layer of an encoder."""
-    train, test = features(encoder, data, data.train), features(encoder, data, data.test)
-    for layer in LAYERS:
-        yield f"{name} {layer}", train.pop(layer), test.pop(layer)
-
-
 def first_encoder(config: Config, shape: tuple[int, int, int]) -> nn.Module:
     """The run's encoder with its first weights, for images of a shape."""
     return build.encoder(config, shape).to(device()).to(memory_format=torch.channels_last)
@@ -154,73 +223,86 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def table(result: dict) -> str:
-    """A result as text: accuracy in per cent, a row for each kind of features, a column for each number of labels."""
-    columns = result["labels"]
-    titles = [{"all": "all labels", "folds": "folds"}.get(column, f"{column} a class") for column in columns]
-    title = f"test accuracy in %, chance {100 * result['chance']:g}"
-    lines = [*textwrap.wrap(f"{title}; {result['protocol']}", 96), "", " " * 22 + "".join(f"{title:>14}" for title in titles)]
-    for name, row in result["rows"].items():
-        cells = []
-        for column in columns:
-            cell = row[column]
-            spread = "" if cell["sd"] is None else f" +- {100 * cell['sd']:.1f}"
-            cells.append(f"{100 * cell['accuracy']:.1f}{spread}" + ("" if cell["converged"] else "*"))
-        lines.append(f"{name:<22}" + "".join(f"{cell:>14}" for cell in cells))
-    if any(not row[column]["converged"] for row in result["rows"].values() for column in columns):
-        lines.append(f"* not converged: a gradient component above {linear.TOLERANCE:g}")
-    return "\n".join(lines)
-
-
-def headline(result: dict) -> str:
-    """Trained fc against the best random layer and the best raw row, in one column, whoever wins."""
-    column = "10" if "10" in result["labels"] else "all"
-    score = {name: row[column]["accuracy"] for name, row in result["rows"].items()}
-    rivals = [max((n for n in score if n.startswith(kind)), key=score.__getitem__) for kind in ("random", "raw")]
-    trained = 100 * score["trained fc"]
-    parts = [f"{name} {100 * score[name]:.1f} ({trained - 100 * score[name]:+.1f})" for name in rivals]
-    verdict = "ahead of both" if trained > 100 * max(score[name] for name in rivals) else "not ahead of both"
-    labels = "all labels" if column == "all" else f"{column} labels a class"
-    return f"\nfc after training, {labels}: {trained:.1f}\nagainst {' and '.join(parts)}: {verdict}"
-
-
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="evaluate.py", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument(
-        "--probes", nargs="+", choices=list(build.EVALUATORS), help="evaluators; linear where nothing else is asked for either"
+        "--probes",
+        nargs="+",
+        choices=[*build.PROBES, "finetune"],
+        default=[],
+        help="on frozen features; linear where nothing else is asked for either",
     )
+    parser.add_argument(
+        "--protocol",
+        choices=["clean", "paper"],
+        default="clean",
+        help="paper: mean test accuracy of the last 100 epochs of an mlp, for comparison with the paper only",
+    )
+    parser.add_argument(
+        "--labels-per-class",
+        nargs="+",
+        type=int,
+        default=[],
+        metavar="N",
+        help="columns of probes that are given N labels a class",
+    )
+    parser.add_argument(
+        "--unlabelled", nargs="+", choices=LOSSES, default=[], help="finetune: losses on unlabelled images, weight 1 each"
+    )
+    parser.add_argument(
+        "--measures", nargs="+", choices=["mine", "ndm", "reconstruction"], default=[], help="of codes, or of --layers"
+    )
+    parser.add_argument(
+        "--pairs", nargs="+", type=pair, default=[("x", "y")], metavar="A:B", help="layers that mine compares, x: pixels; x:y"
+    )
+    parser.add_argument("--layers", nargs="+", choices=LAYERS, help="of probes, measures and --features; all, for measures y")
+    parser.add_argument("--force", action="store_true", help="measure anew what the report has")
     parser.add_argument("--weights", choices=["last", "average"], default="last", help="the last, or the run's train.average")
     parser.add_argument("--figures", nargs="+", choices=list(FIGURES), default=[], help="pictures, as PNG files in RUN/figures")
     parser.add_argument(
         "--export", type=Path, metavar="FILE", help="write the encoder: .safetensors for dim.load_encoder, .onnx"
     )
     parser.add_argument("--features", type=Path, metavar="FILE.npz", help="write the features of all images")
-    parser.add_argument("--layers", nargs="+", choices=LAYERS, default=list(LAYERS), help="of --features")
     parser.error = refuse  # type: ignore
     try:
         chosen, rest = parser.parse_known_args(argv)
-        check_files(chosen)
-        if not (chosen.probes or chosen.figures or chosen.export or chosen.features):
-            chosen.probes = ["linear"]
+        if not (chosen.probes or chosen.measures or chosen.figures or chosen.export or chosen.features):
+            chosen.probes = ["mlp" if chosen.protocol == "paper" else "linear"]
+        check_options(chosen)
         replaced = data_keys(rest)
         known: dict = {}
+        reports = {}
         for folder in chosen.runs:
             config = built(flat(saved(folder)) | replaced)
             check(config)
-            evaluate(folder, chosen, config, known)
+            reports[str(folder)] = evaluate(folder, chosen, config, known)
+        if len(chosen.runs) > 1 and chosen.probes:
+            compare(reports)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (MemoryError, torch.OutOfMemoryError, OSError) as error:
+        if isinstance(error, BrokenPipeError):  # someone reads the head of the output only; reports are saved before
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, Python flushes it once more at its end
+            return 1
         print(f"error: the machine: {one_line(str(error)) or 'out of memory'}", file=sys.stderr)
         return 4
     except KeyboardInterrupt:
-        print("stopped; nothing was saved of the run being evaluated", file=sys.stderr)
+        print("stopped; the rows that were done are in the report, the same command continues", file=sys.stderr)
         return 130
     return 0
+
+
+def pair(text: str) -> tuple[str, str]:
+    """fc:y -> ("fc", "y")."""
+    first, _, second = text.partition(":")
+    for layer in (first, second):
+        if layer not in ("x", *LAYERS):
+            raise argparse.ArgumentTypeError(f"{text} names {layer or 'nothing'}: write A:B with two of x, {', '.join(LAYERS)}")
+    return first, second
 
 
 def data_keys(words: list[str]) -> dict:
@@ -228,14 +310,19 @@ def data_keys(words: list[str]) -> dict:
     for word in words:
         key = word.removeprefix("--").partition("=")[0]
         if word.startswith("--") and not key.startswith("data."):
-            options = ["probes", "weights", "figures", "export", "features", "layers"]
+            options = ["probes", "protocol", "labels-per-class", "unlabelled", "measures", "pairs", "layers", "force"]
+            options += ["weights", "figures", "export", "features"]
             why = "belongs to training; here only --data.KEY can be replaced" if key in leaves() else "is no option"
             raise UserError(f"--{key} {why}{nearest(key, options)}")
     return {key: typed(key, value) for key, value in command_line(words).items()}
 
 
-def check_files(chosen: argparse.Namespace) -> None:
+def check_options(chosen: argparse.Namespace) -> None:
     """UserError where what is asked for cannot be, said before anything is computed."""
+    if chosen.protocol == "paper" and (chosen.probes != ["mlp"] or chosen.labels_per_class):
+        raise UserError("--protocol paper is that of an mlp on all labels: give --probes mlp and no --labels-per-class")
+    if chosen.unlabelled and "finetune" not in chosen.probes:
+        raise UserError("--unlabelled belongs to fine-tuning: give --probes finetune too")
     if chosen.figures and chosen.weights == "average":
         raise UserError("--figures show the last weights: leave out --weights average")
     for flag, path, suffixes in (

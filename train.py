@@ -18,7 +18,7 @@ from dim.config import Config, UserError
 from dim.data import Dataset
 from dim.evals.linear import quick_probe
 from dim.guard import Guard
-from dim.reading import one_line, prepare, read
+from dim.reading import check_folder, one_line, prepare, read
 from dim.summary import summary
 from dim.views import draw_table
 
@@ -47,7 +47,7 @@ def train(config: Config, data: Dataset, folder: Path, dry_run: bool = False) ->
         if term.warning:
             warn(term.warning)
     if c.warmup >= steps:
-        warn(f"train.warmup is {c.warmup} steps of {steps}: the learning rates never reach their values")
+        warn(f"train.warmup is {c.warmup} steps of {steps}: the learning rates never reach their values; lower it")
     if dry_run:
         return
     prepare(config, folder)
@@ -76,7 +76,7 @@ def train(config: Config, data: Dataset, folder: Path, dry_run: bool = False) ->
             opt.load_state_dict(state[name])
         sums = {name: value.to(device) for name, value in sums.items()}
         if start == steps:
-            print(f"{folder} is finished: {steps} steps. Evaluate it with: python evaluate.py {folder}")
+            print(f"{folder} is finished: {steps} steps. {whats_next(folder, data)}")
             return
         print(f"{folder} continues at step {start} of {steps}")
     log = metrics.JsonLines(folder / "metrics.jsonl", log_length)
@@ -171,7 +171,7 @@ def train(config: Config, data: Dataset, folder: Path, dry_run: bool = False) ->
         if asked and done < steps:
             raise KeyboardInterrupt(f"stopped at step {done:,} of {steps:,}, saved; the same command continues there")
     tracker.finish()
-    print(f"{folder}: {steps} steps done. Evaluate it with: python evaluate.py {folder}")
+    print(f"{folder}: {steps} steps done. {whats_next(folder, data)}")
 
 
 def choose_device(config: Config) -> torch.device:
@@ -185,6 +185,13 @@ def choose_device(config: Config) -> torch.device:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
         torch.use_deterministic_algorithms(True)
     return torch.device(name)
+
+
+def whats_next(folder: Path, data: Dataset) -> str:
+    """What can be done with a trained run: its probes, or where there are no labels its features."""
+    if data.classes:
+        return f"Evaluate it with: python evaluate.py {folder}"
+    return f"Use it with: python evaluate.py {folder} --features features.npz --export encoder.safetensors"
 
 
 def same_data(before: dict, now: dict, folder: Path) -> None:
@@ -245,6 +252,8 @@ def main(argv: list[str]) -> int:
         flags = {"dry-run": "print shapes, sizes and negatives, then stop"}
         config, chosen = read(argv, HERE / "configs" / "digits.yaml", flags)
         folder = Path(config.run.dir or Path("runs") / chosen.config.stem)
+        if not chosen.dry_run:
+            check_folder(config, folder)
         print(f"run        {folder}, from {chosen.config.name} and the command line")
         data = build.dataset(config)
         train(config, data, folder, chosen.dry_run)

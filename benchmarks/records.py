@@ -76,7 +76,7 @@ def record(series: str, name: str, data: str, folder: Path) -> None:
     where = ["--data.root", str(Path(data).resolve())]
     run(["train.py", *words.split(), *where, "--run.dir", str(folder)])
     runs = [*kept(folder), folder]
-    if not all((place / "evaluation.json").exists() for place in runs):
+    if not all((place / "report.json").exists() for place in runs):
         run(["evaluate.py", *map(str, runs), *where])
     write(series, name, folder)
 
@@ -93,8 +93,8 @@ def write(series: str, name: str, folder: Path) -> None:
         "images_per_second": statistics.median(row["images_per_second"] for row in rows),
         "probes while training": [row for row in rows if "probe/fc_accuracy" in row],
         "last": rows[-1],
-        "evaluation": json.loads((folder / "evaluation.json").read_text()),
-        "kept": {place.name: json.loads((place / "evaluation.json").read_text())["linear"]["rows"] for place in kept(folder)},
+        "evaluation": json.loads((folder / "report.json").read_text()),
+        "kept": {place.name: json.loads((place / "report.json").read_text())["linear"]["rows"] for place in kept(folder)},
     }
     path = RESULTS / series / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,14 +14,17 @@ from dim.data import Dataset
 from dim.datasets import DATASETS
 from dim.encoders import ARCHITECTURES, Encoder, local_layers, places
 from dim.estimators import ESTIMATORS, UNITS, ceiling
-from dim.evals import linear
+from dim.evals.knn import KNN
+from dim.evals.linear import LINEAR
+from dim.evals.mlp import MLP
+from dim.evals.svm import SVM
 from dim.negatives import NEGATIVES
 from dim.objective import Objective, Term
 from dim.prior import Prior
 from dim.schedule import SCHEDULES, warmed
 from dim.views import VIEWS, Chain
 
-EVALUATORS = {"linear": linear.evaluate}
+PROBES = {"linear": LINEAR, "svm": SVM, "mlp": MLP, "knn": KNN}
 
 
 class TermFacts(NamedTuple):
@@ -51,7 +54,7 @@ def dataset(config: Config) -> Dataset:
             f"choose {choices}"
         )
     if len(found.pretraining) < config.train.batch_size:
-        raise UserError(f"train.batch_size is {config.train.batch_size}, but {found.name} has {len(found.pretraining)} images")
+        raise UserError(f"train.batch_size is {config.train.batch_size}, but {found.name} has {len(found.pretraining)} images: lower it")
     return found
 
 

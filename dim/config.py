@@ -34,7 +34,9 @@ class Run:
     log_every: int = option(100, "steps between lines of metrics.jsonl", at_least=1)
     save_every: int = option(1000, "steps between checkpoints; the last step is always saved", at_least=1)
     probe_every: int = option(0, "epochs between quick linear probes on validation images; 0: none", at_least=0)
-    keep_every: int = option(0, "epochs between copies that stay, as RUN/epoch-N for evaluate.py; 0: none", at_least=0)
+    keep_every: int = option(
+        0, "epochs between copies that stay, as RUN/epoch-N for evaluate.py, the end apart; 0: none", at_least=0
+    )
     wandb: Literal["off", "offline", "online"] = option("off", "rows go to Weights & Biases too; offline: files for wandb sync")
     project: str = option("dim", "wandb: project that the run belongs to")
 

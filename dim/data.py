@@ -142,8 +142,8 @@ class Dataset:
         """Itself; UserError where there is nothing to probe."""
         if not self.classes:
             raise UserError(
-                f"{self.name} has no labels to probe: give one folder a class with --data.labels folders, or set "
-                "run.probe_every to 0 and export the features with evaluate.py RUN --features FILE.npz"
+                f"{self.name} has no labels to probe: give one folder a class with --data.labels folders, or train with "
+                "--run.probe_every 0 and take the features with evaluate.py RUN --features FILE.npz"
             )
         return self
 

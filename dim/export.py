@@ -28,7 +28,7 @@ FORMAT = 1
 class Exported(nn.Module):
     """A frozen encoder that takes images as they are: uint8 [N, C, S, S], or floats in [0, 1] -> Encoding (map, conv, fc, y).
 
-    shape: (C, S, S). Raises ValueError for images of another shape or type.
+    shape: (C, S, S). Raises ValueError for images of another shape, type or range.
     """
 
     def __init__(self, encoder: nn.Module, shape: tuple[int, int, int], levels: int = 255, signed: bool = True):
@@ -41,6 +41,8 @@ class Exported(nn.Module):
             raise ValueError(f"images are {images.dtype}: they must be uint8, or floats in [0, 1]")
         if tuple(images.shape[1:]) != self.shape:
             raise ValueError(f"images are {list(images.shape)}: this encoder takes [N, {', '.join(map(str, self.shape))}]")
+        if images.is_floating_point() and not torch.compiler.is_compiling() and (images > 2).any():  # a resize may pass 1
+            raise ValueError(f"images are floats up to {images.max():g}: give uint8, or divide so that they are in [0, 1]")
         weight = next(self.encoder.parameters())
         units = images.to(weight) / self.levels if images.dtype == torch.uint8 else images.to(weight)
         return self.encoder(units * 2 - 1 if self.signed else units)

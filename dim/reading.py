@@ -235,8 +235,8 @@ def saved(folder: Path) -> Config:
     return read(["--config", str(path)], path)[0]
 
 
-def prepare(config: Config, folder: Path) -> None:
-    """Make the run folder with its resolved configuration; UserError where it holds another run."""
+def check_folder(config: Config, folder: Path) -> None:
+    """UserError where a folder holds another run."""
     changed = differences(saved(folder), config) if (folder / "config.yaml").exists() else []
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
@@ -244,6 +244,11 @@ def prepare(config: Config, folder: Path) -> None:
             f"{folder} holds a run with another configuration ({'; '.join(changed[:3])}{more}): "
             "give another --run.dir, or delete it"
         )
+
+
+def prepare(config: Config, folder: Path) -> None:
+    """Make the run folder with its resolved configuration; UserError where it holds another run."""
+    check_folder(config, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / "config.yaml") as file:

@@ -35,11 +35,12 @@ def summary(
     ]
     for t in terms:
         key, term = (terms_.local, objective.local) if t.name == "local" else (terms_.glob, objective.glob)
-        top = "without a ceiling" if t.ceiling is None else f"at most {t.ceiling:.4g}"
+        top = "no ceiling" if t.ceiling is None else f"at most {t.ceiling:.4g}"
         unit = "(twice the JS divergence, not nats of information)" if t.unit == "jsd" else t.unit
+        unit = f"{', in' * (t.ceiling is None)} {unit}"
         side = round(t.locations**0.5)
         lines += [
-            f"{t.name:<10} weight {key.weight:g}, {key.estimator}: {top} {unit}, 0 for equal scores",
+            f"{t.name:<10} weight {key.weight:g}, {key.estimator}: {top}{unit}; 0 at zero scores",
             f"           {key.critic} critic, {parameters(term):,} parameters; map {side} x {side}, {key.negatives} negatives",
             f"           K = {t.negatives:,} for each of {c.batch_size} anchors, {t.score_bytes / 2**20:.1f} MiB of scores",
         ]

@@ -48,6 +48,10 @@ class Tracker:
         """What `metrics.last_and_best` says; the last values wandb keeps itself."""
         self.attempt(lambda run: run.summary.update({"best": summary["best"]}))
 
+    def results(self, numbers: dict[str, float]) -> None:
+        """What an evaluation measured, into the run's summary."""
+        self.attempt(lambda run: run.summary.update(numbers))
+
     def finish(self) -> None:
         """The run is complete. One that ends otherwise is closed by wandb when the process ends, with its exit code."""
         self.attempt(lambda run: run.finish())

@@ -12,6 +12,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from dim.data import Dataset, Split  # noqa: E402
 from dim.encoders import ARCHITECTURES  # noqa: E402
 
 TINY = {  # three steps on the digits
@@ -67,3 +68,20 @@ def slim_alex(monkeypatch):
     full = ARCHITECTURES["alex64x64"]
     convs = tuple(conv._replace(channels=conv.channels // 8) for conv in full.convs)
     monkeypatch.setitem(ARCHITECTURES, "alex64x64", replace(full, convs=convs, hidden=(64, 64)))
+
+
+def clouds_of(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Three overlapping clouds in six correlated dimensions: x [n, 6] float64, labels [n]."""
+    draws = torch.Generator().manual_seed(0)
+    labels = torch.arange(n) % 3
+    x = torch.randn(n, 6, generator=draws, dtype=torch.float64) + 1.5 * torch.eye(6, dtype=torch.float64)[labels]
+    return x @ torch.randn(6, 6, generator=draws, dtype=torch.float64) + 3, labels
+
+
+def made_data(name: str = "made") -> Dataset:
+    """Images whose brightness tells the label: 300 for training, 60 for testing."""
+    draws = torch.Generator().manual_seed(0)
+    labels = torch.arange(360) % 3
+    noise = torch.randint(0, 60, (360, 1, 8, 8), generator=draws)
+    images = (noise + 60 * labels[:, None, None, None]).to(torch.uint8)
+    return Dataset(name, Split(images[:300], labels[:300]), Split(images[300:], labels[300:]), 3, signed=False)

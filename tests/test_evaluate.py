@@ -1,8 +1,11 @@
 """evaluate.py: from the run folder alone, beside a random encoder and raw pixels; what scripts need and do not need."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +14,7 @@ from conftest import ROOT, tiny
 import evaluate
 import train
 from dim import build
-from dim.evals import linear
+from dim.evals import mlp, protocol, sections
 from dim.evals.features import features, set_statistics
 from dim.reading import saved
 
@@ -27,13 +30,14 @@ def trained(tmp_path_factory):
 @pytest.fixture
 def two_columns(monkeypatch):
     """The digits protocol with fewer draws, so that it takes seconds."""
-    monkeypatch.setitem(linear.PROTOCOLS, "digits", linear.Protocol(labels=(None, 10), draws=2, penalty=1.0, unscaled=True))
+    few = protocol.Columns(few=(10,), draws=2, knobs={"C": 1.0}, resampled=False, unscaled=True)
+    monkeypatch.setitem(protocol.COLUMNS, "digits", few)
 
 
 def test_a_run_is_evaluated_from_its_folder(trained, two_columns, capsys):
     assert evaluate.main([str(trained)]) == 0
     out = capsys.readouterr().out
-    saved_result = json.loads((trained / "evaluation.json").read_text())
+    saved_result = json.loads((trained / "report.json").read_text())
     rows = saved_result["linear"]["rows"]
     kinds = [f"{kind} {layer}" for kind in ("random", "trained") for layer in ("conv", "fc", "y")]
     assert list(rows) == ["raw pixels, unscaled", "raw pixels", *kinds]
@@ -47,41 +51,177 @@ def test_a_run_is_evaluated_from_its_folder(trained, two_columns, capsys):
     assert "fc after training, 10 labels a class" in out
 
 
-def test_the_headline_names_the_winner_whoever_it_is():
-    def result(fc):
-        scores = {"raw pixels": 0.5, "random conv": 0.6, "random fc": 0.55, "trained fc": fc, "trained y": 0.9}
-        return {"labels": ["all"], "rows": {name: {"all": {"accuracy": score}} for name, score in scores.items()}}
-
-    assert evaluate.headline(result(0.7)).endswith(
-        "70.0\nagainst random conv 60.0 (+10.0) and raw pixels 50.0 (+20.0): ahead of both"
+def test_what_is_done_is_not_done_again_unless_forced(trained, two_columns, tmp_path, monkeypatch):
+    folder = tmp_path / "r"
+    shutil.copytree(trained, folder)
+    (folder / "report.json").unlink(missing_ok=True)
+    made, before = [], protocol.probe
+    monkeypatch.setattr(
+        protocol,
+        "probe",
+        lambda kind, name, *others, **more: made.append((kind.knob, name)) or before(kind, name, *others, **more),
     )
-    assert evaluate.headline(result(0.55)).endswith("random conv 60.0 (-5.0) and raw pixels 50.0 (+5.0): not ahead of both")
+
+    def asked(*words: str) -> list[tuple[str, str]]:
+        made.clear()
+        assert evaluate.main([str(folder), *words]) == 0
+        return list(made)
+
+    assert len(asked("--layers", "y")) == 4  # two of raw pixels, random, trained
+    assert asked("--layers", "y") == []
+    assert asked("--layers", "fc", "y") == [("C", "random fc"), ("C", "trained fc")]
+    assert {knob for knob, _ in asked("--layers", "y", "--probes", "linear", "knn")} == {"k"}
+    report = json.loads((folder / "report.json").read_text())
+    assert list(report) == ["run", "linear", "knn"]
+    assert len(asked("--layers", "y", "--force")) == 4
+    assert list(json.loads((folder / "report.json").read_text())) == ["run", "linear"]
+    assert len(asked("--layers", "y", "--labels-per-class", "5")) == 4  # another protocol, so its rows are new
+    assert train.main(tiny(folder, "--seed", "1", "--run.dir", str(tmp_path / "other"))) == 0
+    shutil.copy(tmp_path / "other" / "checkpoint.pt", folder)
+    assert len(asked("--layers", "y", "--labels-per-class", "5")) == 4  # other weights
+
+
+def test_an_interrupted_evaluation_keeps_its_rows_and_continues(trained, two_columns, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "r"
+    shutil.copytree(trained, folder)
+    before = protocol.probe
+
+    def stopping(kind, name, *others, **more):
+        if name == "random y":
+            raise KeyboardInterrupt
+        return before(kind, name, *others, **more)
+
+    monkeypatch.setattr(protocol, "probe", stopping)
+    assert evaluate.main([str(folder), "--layers", "y", "--force"]) == 130
+    assert "the same command continues" in capsys.readouterr().err
+    assert list(json.loads((folder / "report.json").read_text())["linear"]["rows"]) == ["raw pixels, unscaled", "raw pixels"]
+    monkeypatch.setattr(protocol, "probe", before)
+    assert evaluate.main([str(folder), "--layers", "y"]) == 0
+    assert list(json.loads((folder / "report.json").read_text())["linear"]["rows"])[2:] == ["random y", "trained y"]
+
+
+def test_the_papers_protocol_stands_apart(trained, two_columns, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(mlp, "PAPER_EPOCHS", 4)
+    monkeypatch.setattr(mlp, "PAPER_LAST", 2)
+    folder = tmp_path / "r"
+    shutil.copytree(trained, folder)
+    assert evaluate.main([str(folder), "--probes", "mlp", "--protocol", "paper", "--layers", "y", "--force"]) == 0
+    report = json.loads((folder / "report.json").read_text())
+    assert list(report) == ["run", "mlp, the paper's protocol"]
+    part = report["mlp, the paper's protocol"]
+    assert list(part["rows"]) == ["raw pixels", "random y", "trained y"]
+    assert "compared with the paper only" in part["protocol"]
+    assert "compared with the paper only" in capsys.readouterr().out.replace("\n", " ")
+
+
+def quick(monkeypatch):
+    """Measures with few steps."""
+    monkeypatch.setattr(sections, "SEEDS", 2)
+    monkeypatch.setattr(sections, "mine", partial(sections.mine, steps=20))
+    monkeypatch.setattr(sections, "ndm", partial(sections.ndm, steps=20))
+    monkeypatch.setattr(sections.reconstruction, "reconstruction", partial(sections.reconstruction.reconstruction, steps=5))
+    monkeypatch.setattr(sections.finetune, "finetune", partial(sections.finetune.finetune, steps=3))
+
+
+def test_measures_fill_their_sections_beside_the_random_encoder(trained, tmp_path, monkeypatch, capsys):
+    quick(monkeypatch)
+    folder = tmp_path / "r"
+    shutil.copytree(trained, folder)
+    (folder / "report.json").unlink(missing_ok=True)
+    words = [str(folder), "--measures", "mine", "ndm", "reconstruction", "--pairs", "x:y", "fc:y"]
+    assert evaluate.main(words) == 0
+    report, out = json.loads((folder / "report.json").read_text()), capsys.readouterr().out
+    assert list(report) == ["run", "mine", "ndm", "reconstruction"]
+    rows = {name: list(part["rows"]) for name, part in report.items() if name != "run"}
+    assert rows["mine"] == ["random x:y", "random fc:y", "trained x:y", "trained fc:y"]
+    assert rows["ndm"] == [f"{kind} y{squash}" for kind in ("random", "trained") for squash in ("", ", squashed")]
+    assert rows["reconstruction"] == ["random y", "trained y"]
+    found = report["mine"]["rows"]["trained x:y"]
+    assert found["positive_term"] - found["negative_term"] == pytest.approx(found["mi_nats"], abs=1e-6)
+    assert [run["seed"] for run in found["runs"]] == [0, 1]
+    assert found["mi_nats"] != report["mine"]["rows"]["random x:y"]["mi_nats"]
+    assert 0 < report["reconstruction"]["rows"]["trained y"]["ms_ssim"] <= 1
+    for said in ("mi_nats", "total_correlation_nats", "ms_ssim", "a third that it never saw"):
+        assert said in out.replace("\n", " ")
+    before = (folder / "report.json").stat().st_mtime_ns, report
+    monkeypatch.setattr(sections, "mine", None)  # what is there is not measured again
+    assert evaluate.main(words) == 0
+    assert json.loads((folder / "report.json").read_text()) == before[1]
+
+
+def test_fine_tuning_needs_a_number_of_labels_and_says_its_losses(trained, tmp_path, monkeypatch, capsys):
+    quick(monkeypatch)
+    folder = tmp_path / "r"
+    shutil.copytree(trained, folder)
+    (folder / "report.json").unlink(missing_ok=True)
+    words = [str(folder), "--probes", "finetune", "--layers", "y", "--labels-per-class", "5", "10"]
+    assert evaluate.main(words) == 0
+    assert evaluate.main([*words, "--unlabelled", "information"]) == 0
+    report = json.loads((folder / "report.json").read_text())
+    assert list(report) == ["run", "finetune", "finetune, information 1"]
+    for title in list(report)[1:]:
+        assert list(report[title]["rows"]) == ["random y", "trained y"]
+        assert [list(row) for row in report[title]["rows"].values()] == [["5", "10"]] * 2
+    assert report["finetune"]["rows"]["trained y"]["10"]["sd"] is not None
+    capsys.readouterr()
+
+
+def test_several_runs_stand_beside_each_other(trained, two_columns, tmp_path, capsys):
+    for name, words in {"a_seed0": (), "a_seed1": ("--seed", "1"), "b": ("--train.lr", "0.01")}.items():
+        assert train.main(tiny(tmp_path / "runs" / name, *words)) == 0
+    assert evaluate.main([*map(str, sorted((tmp_path / "runs").iterdir())), "--layers", "y"]) == 0
+    found = json.loads((tmp_path / "runs" / "comparison.json").read_text())["linear"]
+    assert set(found) == {"raw pixels", "random encoder", "a_seed, 2 seeds", "b"}
+    assert found["a_seed, 2 seeds"]["y"]["seeds"] == 2
+    assert found["a_seed, 2 seeds"]["y"]["sd"] is not None
+    text = (tmp_path / "runs" / "comparison.md").read_text()
+    assert text in capsys.readouterr().out
+    assert "| a_seed, 2 seeds |" in text
+
+
+def test_a_closed_pipe_ends_it_quietly_and_loses_nothing(trained, tmp_path):
+    folder = tmp_path / "r"
+    shutil.copytree(trained, folder)
+    (folder / "report.json").unlink(missing_ok=True)
+    line = f"{sys.executable} {ROOT}/evaluate.py {folder} --layers y | true"
+    done = subprocess.run(
+        ["sh", "-c", line], capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert "Broken" not in done.stderr
+    assert "error" not in done.stderr
 
 
 def test_the_random_encoder_is_the_trained_one_before_its_first_step(trained):
     config, state = saved(trained), torch.load(trained / "checkpoint.pt", weights_only=True)
     data = build.dataset(config)
-    trained_rows = evaluate.layers("trained", evaluate.trained_encoder(config, data.shape, state, "last", trained), data)
-    rows = [*evaluate.baselines(config, data), *trained_rows]
-    found = {name: test for name, _, test in rows}
+    encoder = evaluate.trained_encoder(config, data.shape, state, "last", trained)
+    rows = {
+        kind: evaluate.features_of(kind, config, data, encoder, layers)
+        for kind, layers in (("raw", {"x"}), ("random", {"fc", "y"}), ("trained", {"fc", "y"}))
+    }
+    found = {f"{kind} {layer}": pair[1] for kind, features_ in rows.items() for layer, pair in features_.parts.items()}
     start = set_statistics(build.encoder(config, data.shape), data, data.train)
     assert torch.allclose(found["random fc"], features(start, data, data.test)["fc"], atol=1e-3)
     end = build.encoder(config, data.shape)
     end.load_state_dict(state["encoder"])
     assert torch.allclose(found["trained y"], features(end, data, data.test)["y"], atol=1e-3)
     assert not torch.allclose(found["random y"], found["trained y"], atol=1e-1)
-    assert torch.equal(found["raw pixels"], data.test.images.flatten(1) / 16)
+    assert torch.equal(found["raw x"], data.test.images.flatten(1) / 16)
 
 
 def test_several_runs_share_their_baselines(trained, two_columns, tmp_path, monkeypatch, capsys):
     assert train.main(tiny(tmp_path / "jsd", "--objective.local.estimator", "jsd")) == 0
     assert train.main(tiny(tmp_path / "seed", "--seed", "1")) == 0
-    made, before = [], evaluate.baselines
-    monkeypatch.setattr(evaluate, "baselines", lambda config, data: made.append(config.seed) or before(config, data))
-    assert evaluate.main([str(trained), str(tmp_path / "jsd"), str(tmp_path / "seed")]) == 0
-    assert made == [0, 1]
+    made, before = [], protocol.probe
+    monkeypatch.setattr(
+        protocol, "probe", lambda kind, name, *others, **more: made.append(name) or before(kind, name, *others, **more)
+    )
+    assert evaluate.main([str(trained), str(tmp_path / "jsd"), str(tmp_path / "seed"), "--force"]) == 0
+    assert made.count("raw pixels") == 1
+    assert made.count("random fc") == 2  # seeds 0 and 1
+    assert made.count("trained fc") == 3
     one, two, three = (
-        json.loads((folder / "evaluation.json").read_text())["linear"]["rows"]
+        json.loads((folder / "report.json").read_text())["linear"]["rows"]
         for folder in (trained, tmp_path / "jsd", tmp_path / "seed")
     )
     assert list(one) == list(two) == list(three)
@@ -93,7 +233,17 @@ def test_several_runs_share_their_baselines(trained, two_columns, tmp_path, monk
     ("words", "message"),
     [
         (["nowhere"], "nowhere is not the folder of a run: it has no config.yaml"),
-        (["{run}", "--probes", "knn"], "choose from 'linear'"),
+        (["{run}", "--probes", "knm"], "choose from 'linear', 'svm', 'mlp', 'knn'"),
+        (["{run}", "--layers", "fd"], "choose from 'conv', 'fc', 'y'"),
+        (
+            ["{run}", "--protocol", "paper", "--probes", "svm"],
+            "--protocol paper is that of an mlp on all labels: give --probes mlp",
+        ),
+        (["{run}", "--probes", "finetune"], "--probes finetune trains on few labels: give --labels-per-class N"),
+        (["{run}", "--unlabelled", "pseudo"], "--unlabelled belongs to fine-tuning: give --probes finetune too"),
+        (["{run}", "--measures", "mine", "--pairs", "x:z"], "x:z names z: write A:B with two of x, conv, fc, y"),
+        (["{run}", "--measures", "mine", "--pairs", "y"], "y names nothing: write A:B"),
+        (["{run}", "--labels-per-class", "200"], "200 labels a class are asked for: digits has from 1 to 12"),
         ([], "the following arguments are required: RUN"),
         (["{run}", "--probe", "linear"], "--probe is no option; did you mean probes?"),
         (["{run}", "--train.lr", "1"], "--train.lr belongs to training"),
@@ -163,8 +313,8 @@ def test_a_missing_package_stops_only_what_needs_it_in_one_line(package, words, 
 def test_training_and_evaluating_need_none_of_the_extras(trained, tmp_path):
     code = blocked(*EXTRAS) + (
         "import train, evaluate\n"
-        "from dim.evals import linear\n"
-        "linear.PROTOCOLS['digits'] = linear.Protocol(penalty=1.0)\n"
+        "from dim.evals import protocol\n"
+        "protocol.COLUMNS['digits'] = protocol.Columns(knobs={'C': 1.0}, resampled=False)\n"
         f"sys.exit(train.main({tiny(tmp_path / 'r')!r}) or evaluate.main([{str(tmp_path / 'r')!r}]))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)

@@ -223,7 +223,7 @@ def test_four_pages_are_written_and_say_what_they_show(run, request, capsys):
     folder = request.getfixturevalue(run)
     assert evaluate.main([str(folder), "--figures", "curves"]) == 0
     assert capsys.readouterr().out.count("saved as ") == 4
-    assert not (folder / "evaluation.json").exists()
+    assert not (folder / "report.json").exists()
     assert sorted(path.name for path in (folder / "figures").iterdir()) == sorted(NAMES)
     for name in NAMES:
         with Image.open(folder / "figures" / name) as image:

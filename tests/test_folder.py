@@ -279,10 +279,25 @@ def test_test_images_that_trained_the_encoder_are_said_and_counted(tmp_path, cap
     assert run(tmp_path / "r", tmp_path / "images") == 0
     assert evaluate.main([str(tmp_path / "r"), "--data.labels", "folders"]) == 0
     assert "warning: 6 of 6 test images trained the encoder" in capsys.readouterr().err
-    assert json.loads((tmp_path / "r/evaluation.json").read_text())["run"]["test images seen in training"] == 6
+    assert json.loads((tmp_path / "r/report_images.json").read_text())["run"]["test images seen in training"] == 6
     assert run(tmp_path / "s", tmp_path / "images", "--data.labels", "folders") == 0
     assert evaluate.main([str(tmp_path / "s")]) == 0
     assert "trained the encoder" not in capsys.readouterr().err
+
+
+def test_a_run_without_labels_is_probed_on_another_data_set_by_its_name(tmp_path, capsys):
+    small_sets.pictures(tmp_path / "photos", {"": 30})
+    small_sets.pictures(tmp_path / "animals", {"cat": 15, "dog": 15})
+    assert run(tmp_path / "r", tmp_path / "photos") == 0
+    assert evaluate.main([str(tmp_path / "r")]) == 2
+    assert "folder has no labels to probe: give one folder a class" in capsys.readouterr().err
+    words = ["--data.root", str(tmp_path / "animals"), "--data.labels", "folders", "--layers", "y"]
+    assert evaluate.main([str(tmp_path / "r"), *words]) == 0
+    assert not (tmp_path / "r/report.json").exists()
+    report = json.loads((tmp_path / "r/report_animals.json").read_text())
+    assert list(report["linear"]["rows"]) == [f"{row} on animals" for row in ("raw pixels", "random y", "trained y")]
+    assert "trained y on animals" in capsys.readouterr().out
+    assert "test images seen in training" not in report["run"]
 
 
 def test_other_images_than_the_encoder_takes_are_one_line(tmp_path, capsys):

@@ -14,9 +14,11 @@ import pytest
 import torch
 from conftest import ROOT, tiny
 
+import evaluate
 import train
-from dim import checkpoint, tracking
+from dim import checkpoint, report, tracking
 from dim.config import flat
+from dim.evals import protocol
 from dim.reading import saved
 
 KEY = "planted" + "0123456789" * 4  # looks like a key to wandb, and is none
@@ -158,6 +160,20 @@ def test_an_offline_run_holds_every_row_the_configuration_and_the_best_values(un
     for path in folder.rglob("*"):  # nothing of the environment, the code or the machine beside the rows
         assert path.is_dir() or KEY.encode() not in path.read_bytes()
         assert path.is_dir() or path.suffix in (".wandb", ".log", ".jsonl", ".json", ".yaml", ".pt")
+
+
+def test_an_evaluation_adds_its_numbers_to_the_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setitem(protocol.COLUMNS, "digits", protocol.Columns(knobs={"C": 1.0}, resampled=False))
+    folder = tmp_path / "r"
+    assert run(folder, "offline") == 0
+    later()
+    assert evaluate.main([str(folder), "--layers", "y"]) == 0
+    trained, evaluated = files(folder)
+    assert trained["id"] == evaluated["id"]
+    numbers = report.numbers(json.loads((folder / "report.json").read_text()))
+    assert numbers.keys() == {"linear/raw pixels/all", "linear/random y/all", "linear/trained y/all"}
+    assert {key: evaluated["summary"][key] for key in numbers} == numbers
 
 
 def test_a_resumed_run_has_the_same_id_and_continues_its_curve(untracked, tmp_path, monkeypatch, capsys):

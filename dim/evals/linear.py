@@ -1,4 +1,4 @@
-"""The linear probe: multinomial logistic regression on frozen features.
+"""The linear probe on frozen features: multinomial logistic regression.
 
     minimise over W, b   mean cross-entropy of softmax(W x + b) + |W|^2 / (2 C n)
 
@@ -6,8 +6,9 @@ n images, C as in scikit-learn. A fit counts as converged when no component of t
 TOLERANCE.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -15,101 +16,12 @@ from torch import Tensor, nn
 
 from dim.data import Dataset
 from dim.evals.features import features
+from dim.evals.protocol import COLUMNS, Kind, standardised
 from dim.randomness import generator
 
 TOLERANCE = 1e-4
 MOST_STEPS = 500
 GRID = tuple(10.0 ** (half / 2) for half in range(-10, 5))  # C from 1e-5 to 100, half decades
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """What is measured on a data set, fixed before any run.
-
-    labels: columns, each a number of labels for a class, or None for all; draws: label draws behind a column that is not
-    all, the same for every row; penalty: C, or None to choose it on the validation part of the training split and refit on
-    all of it; unscaled: whether raw pixels stand also without standardisation.
-    """
-
-    labels: tuple[int | None, ...] = (None,)
-    draws: int = 10
-    penalty: float | None = None
-    unscaled: bool = False
-
-
-PROTOCOLS = {"digits": Protocol(labels=(None, 10, 5, 1), penalty=1.0, unscaled=True)}
-
-
-def evaluate(rows: Iterator[tuple[str, Tensor, Tensor]], data: Dataset, split_seed: int) -> dict:
-    """Probe each row's features by the data set's protocol.
-
-    rows: (name, training features [n, D], test features [t, D]). Returns {"protocol": what the numbers mean,
-    "chance": 1 / classes, "labels": the columns, "rows": {name: {column: {"accuracy": in [0, 1], "sd": over label draws,
-    over official folds or None, "C": .., "converged": ..}}}}.
-    The test features are looked at once for each row and column, after everything is chosen.
-    """
-    protocol = PROTOCOLS.get(data.name, Protocol())
-    fitting, validation = data.validation(split_seed)
-    columns = columns_of(protocol, data)
-    found: dict[str, dict] = {}
-    for name, train, test in rows:
-        if name != UNSCALED:
-            train, test = standardised(train, test)
-        labels, test_labels = data.train.labels.to(train.device), data.test.labels.to(train.device)
-        found[name] = {}
-        chosen: dict = {"C": protocol.penalty}
-        if protocol.penalty is None:
-            chosen = choose(train[fitting], labels[fitting], train[validation], labels[validation])
-        for column, subsets in columns.items():
-            probes = [fit(train[subset], labels[subset], chosen["C"]) for subset in subsets]
-            scores = torch.tensor([accuracy(probe, test, test_labels) for probe in probes], dtype=torch.float64)
-            found[name][column] = {
-                "accuracy": scores.mean().item(),
-                "sd": scores.std().item() if len(scores) > 1 else None,
-                "converged": all(probe.converged for probe in probes),
-                **chosen,
-            }
-    return {
-        "protocol": described(protocol, data),
-        "chance": 1 / data.classes,
-        "labels": list(columns),
-        "rows": found,
-    }
-
-
-UNSCALED = "raw pixels, unscaled"
-
-
-def columns_of(protocol: Protocol, data: Dataset) -> dict[str, list[Tensor]]:
-    """The training images whose labels a probe is given, for each column: one set, or several to average over."""
-    found = {}
-    for count in protocol.labels:
-        if count is None:
-            found["all"] = [torch.arange(len(data.train))]
-        else:
-            found[str(count)] = label_draws(data.train.labels, count, protocol.draws)
-    return found | ({"folds": list(data.folds)} if data.folds else {})
-
-
-def described(protocol: Protocol, data: Dataset) -> str:
-    """The protocol in words, to stand beside its numbers."""
-    how = (
-        f"C = {protocol.penalty:g}"
-        if protocol.penalty
-        else "C chosen on the validation tenth of the training split, refitted on all"
-    )
-    draws = (
-        f"; columns with few labels: mean and standard deviation of {protocol.draws} draws" if len(protocol.labels) > 1 else ""
-    )
-    if data.folds:
-        draws += (
-            f"; folds: mean and standard deviation over the {len(data.folds)} official folds of {len(data.folds[0]):,} labels, "
-            f"C and standardisation as for all {len(data.train):,}"
-        )
-    return (
-        f"{data.name}, {len(data.test):,} test images, logistic regression on frozen features, standardised by the "
-        f"{len(data.train):,} training images, {how}{draws}"
-    )
 
 
 def quick_probe(encoder: nn.Module, data: Dataset, split_seed: int, most: int = 10_000) -> dict[str, float]:
@@ -119,10 +31,10 @@ def quick_probe(encoder: nn.Module, data: Dataset, split_seed: int, most: int = 
     and scored on the validation part. A monitor: evaluate.py chooses C and fits on everything.
     """
     labels = data.train.labels
-    if data.name in PROTOCOLS:
+    if data.name in COLUMNS:
         parts = torch.arange(len(labels)).tensor_split(3)
         splits = [(torch.cat(parts[:i] + parts[i + 1 :]), parts[i]) for i in range(3)]
-        penalty = PROTOCOLS[data.name].penalty or 1.0
+        penalty = COLUMNS[data.name].knobs["C"]
     else:
         fitting, validation = data.validation(split_seed)
         shuffled = torch.randperm(len(fitting), generator=generator(split_seed, "quick probe"))  # files come class by class
@@ -167,21 +79,21 @@ def accuracy(probe: Probe, x: Tensor, labels: Tensor) -> float:
     return (probe.predict(x) == labels).float().mean().item()
 
 
+Fit = Callable[..., "Probe"]  # (x, labels, penalty, covariance or None, a probe to start from or None)
+
+
 def fit(x: Tensor, labels: Tensor, penalty: float, covariance: Tensor | None = None, start: Probe | None = None) -> Probe:
     """Fit the probe to x [n, D], labels [n] with C = penalty.
 
     covariance [D, D] of x or of images like them and a start near the answer save time and change nothing else.
 
     L-BFGS in coordinates in which the curvature at equal class probabilities, (1 - 1/c)/c * covariance + 1/(C n), is the
-    identity: about 10 steps where plain L-BFGS takes hundreds, since features are strongly correlated. With fewer images
-    than features, W lies in the span of the images, and the fit is done there.
+    identity: about 10 steps where plain L-BFGS takes hundreds, since features are strongly correlated.
     """
     from scipy.optimize import minimize
 
     if len(x) < x.shape[1]:
-        basis = torch.linalg.qr(x.T).Q  # [D, n]
-        inside = fit((x @ basis).double(), labels, penalty)  # small, so exactness costs nothing
-        return Probe(basis @ inside.weight.to(x.dtype), inside.bias.to(x.dtype), inside.classes, inside.gradient)
+        return in_span(x, labels, penalty, fit)
     n, width = x.shape
     classes, target = labels.unique(return_inverse=True)
     c, decay, mean = len(classes), 1 / (penalty * n), x.mean(0)
@@ -225,6 +137,13 @@ def fit(x: Tensor, labels: Tensor, penalty: float, covariance: Tensor | None = N
     return seen["probe"]
 
 
+def in_span(x: Tensor, labels: Tensor, penalty: float, fit: Fit) -> Probe:
+    """A fit to fewer images than features: W lies in the span of the images, whatever the loss, and is fitted there."""
+    basis = torch.linalg.qr(x.T).Q  # [D, n]
+    inside = fit((x @ basis).double(), labels, penalty)  # small, so exactness costs nothing
+    return Probe(basis @ inside.weight.to(x.dtype), inside.bias.to(x.dtype), inside.classes, inside.gradient)
+
+
 def covariance_of(x: Tensor) -> Tensor:
     """x [n, D] -> covariance [D, D], from about 3 D evenly spaced rows: near enough to precondition a fit."""
     x = x[:: max(1, len(x) // (3 * x.shape[1]))]
@@ -240,37 +159,39 @@ def curvature_root(covariance: Tensor, curvature: float, decay: float) -> Tensor
     return torch.linalg.cholesky(matrix).to(covariance.dtype)
 
 
-def choose(x: Tensor, labels: Tensor, x_validation: Tensor, validation_labels: Tensor) -> dict:
-    """C with the best validation accuracy, the first of equals: up the grid until two in a row are below the best.
-
-    Equal accuracies do not end the search: with few images the weak end of the grid predicts the same for several C.
-    """
+def search(x: Tensor, labels: Tensor, x_validation: Tensor, fit: Fit = fit) -> Iterator[tuple[float, Tensor]]:
+    """Predictions along GRID, each fit starting from the one before."""
     covariance = covariance_of(x) if len(x) >= x.shape[1] else None
-    tried: dict[float, float] = {}
     probe = None
     for penalty in GRID:
         probe = fit(x, labels, penalty, covariance, probe)
-        tried[penalty] = accuracy(probe, x_validation, validation_labels)
-        best = max(tried, key=tried.__getitem__)
-        if all(score < tried[best] for score in list(tried.values())[-2:]):
-            break
-    return {"C": best, "validation_accuracy": tried[best], "tried": {f"{c:.2g}": score for c, score in tried.items()}}
+        yield penalty, probe.predict(x_validation)
 
 
-def standardised(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
-    """Both with the mean and standard deviation of the training features; a feature that never varies becomes 0."""
-    mean = train.mean(0)
-    train, test = train - mean, test - mean
-    sd = train.square().mean(0).sqrt()  # std(0) takes 4 times as long on a CPU
-    scale = torch.where(sd > 1e-6, 1 / sd.clamp_min(1e-6), 0)
-    return train.mul_(scale), test.mul_(scale)
+def predict(
+    x: Tensor,
+    labels: Tensor,
+    x_test: Tensor,
+    penalty: float,
+    subsets: Sequence[Tensor | None],
+    fit: Fit = fit,
+) -> Iterator[tuple[Tensor, bool]]:
+    """Predictions of a fit on each subset, and whether it converged; the fits help each other to be quick."""
+    covariance, probe = None, None
+    for subset in subsets:
+        some = x if subset is None else x[subset]
+        own = labels if subset is None else labels[subset]
+        if covariance is None and len(some) >= x.shape[1]:
+            covariance = covariance_of(x)
+        if probe is not None and not torch.equal(probe.classes, own.unique()):
+            probe = None
+        probe = fit(some, own, penalty, covariance, probe)
+        yield probe.predict(x_test), probe.converged
 
 
-def label_draws(labels: Tensor, per_class: int, draws: int) -> list[Tensor]:
-    """Indices of `per_class` labels of each class, in `draws` draws that depend on nothing but their number."""
-    found = []
-    for draw in range(draws):
-        shuffled = torch.randperm(len(labels), generator=generator(draw, "labels", per_class))
-        members = [shuffled[labels[shuffled] == label][:per_class] for label in labels.unique()]
-        found.append(torch.cat(members))
-    return found
+def kind(words: str, fit: Fit) -> Kind:
+    """A linear probe by the function that fits it."""
+    return Kind(words, "C", partial(search, fit=fit), partial(predict, fit=fit))
+
+
+LINEAR = kind("logistic regression", fit)

@@ -2,8 +2,9 @@
 
 from dim.config import Config, Term
 from dim.data import Dataset
-from dim.evals import linear
+from dim.evals import protocol
 from dim.figures.drawing import number
+from dim.figures.samples import Parts
 from dim.summary import by, recipe, some
 
 
@@ -50,7 +51,7 @@ def of_bounds(config: Config) -> list[str]:
     """What the bounds are and are not."""
     notes = [
         "Each point is the mean over the steps since the point before it (the last may be of few), on training batches with "
-        "batch statistics: a monitor of the training, no held-out estimate. Chance: the value of equal scores. K: negatives of "
+        "batch statistics: a monitor of the training, no held-out estimate. Chance: the value of zero scores. K: negatives of "
         "each anchor.",
         " ".join(NATURE.get(name, "") for name in estimators(config)),
     ]
@@ -68,7 +69,7 @@ def of_training(config: Config, data: Dataset, probed: bool) -> list[str]:
         "are means over the steps since the point before (the last may be of few)."
     ]
     if probed:
-        folds = data.name in linear.PROTOCOLS
+        folds = data.name in protocol.COLUMNS
         images = "three folds of the training images" if folds else "validation images, a tenth of the training split"
         notes.append(
             f"Accuracy: a quick probe of the frozen layers fc and y, scored on {images}, never on test images: a monitor, "
@@ -116,3 +117,61 @@ def of_codes(n: int, kind: str, config: Config, rank: float) -> list[str]:
         else "No prior was trained, so nothing sets the scale of y: the normal density stands for scale only."
     )
     return [f"{source(n, kind, config)} Effective rank of these codes: {number(rank)} of at most {most}.", remark]
+
+
+def drawn_from(parts: Parts, n: int) -> str:
+    """How many images of which are shown."""
+    if parts.kind != "test":
+        return f"{n:,} drawn training images (there is no test split: the encoder was trained on them too)"
+    everything = len(parts.test_order)
+    return f"{n:,} of {everything:,} test images, drawn" if n < everything else f"all {n:,} test images"
+
+
+def of_neighbours(
+    parts: Parts, shown: int, each: bool, asked: int, k: int, counts: dict[str, tuple[float, float]]
+) -> list[str]:
+    """What the neighbours are; each: whether one image of each class is shown; counts: by metric what `agreement` found."""
+    notes = [
+        f"Queries: {drawn_from(parts, shown)}{', one of each class' * each}. Right of each: those {k} of "
+        f"{len(parts.train_order):,} training images whose y is nearest, nearest first, by the sum of absolute differences "
+        "(L1) and by the cosine of the angle. Images not augmented; last weights, in eval mode; no label is used."
+    ]
+    if counts:
+        shares = " and ".join(f"{100 * share:.1f}% ({metric})" for metric, (share, _) in counts.items())
+        chance = 100 * next(iter(counts.values()))[1]
+        notes.append(
+            f"Of the {k} nearest to each of {asked:,} such images {shares} have that image's class; of images drawn blindly "
+            f"{chance:.1f}%. Under each image its class: blue where it is the query's, orange where not."
+        )
+    return notes
+
+
+def of_embedding(parts: Parts, n: int, size: int, perplexity: float, trust: float, named: bool) -> list[str]:
+    """What the points are, and what they do not say."""
+    labels = " Labels colour the points and place none." * named
+    return [
+        f"{drawn_from(parts, n).capitalize()}, not augmented; last weights, in eval mode. t-SNE of y (d = {size}): Euclidean "
+        f"distances, perplexity {perplexity:.3g}, started from the first two principal components, seed 0.{labels}",
+        "Only who is near whom is meant to be kept. Distances between clusters, their sizes and the axes mean nothing, and "
+        f"another seed or perplexity draws another picture. Trustworthiness {number(trust)}: 1 where the 10 nearest of each "
+        "point are among its nearest in y too, about 0.5 for points laid anyhow.",
+    ]
+
+
+def of_reconstruction(parts: Parts, facts: dict) -> list[str]:
+    """What the decoder saw, how near it came, and how that is measured."""
+    values = {kind: [number(facts[f"{kind}_{name}".lstrip("_")]) for name in ("ms_ssim", "mse")] for kind in KINDS}
+    weights = ", ".join(f"{w:.3f}" for w in facts["weights"])
+    return [
+        f"A decoder trained with L2 on the frozen y of {len(parts.train_order):,} training images, {facts['steps']:,} steps; "
+        f"shown: {parts.kind} images, drawn. All {len(parts.test_order):,}: MS-SSIM {values[''][0]}, mean squared error "
+        f"{values[''][1]} for pixels in [0, 1]. Training images: {values['train'][0]} and {values['train'][1]}. The mean "
+        f"training image in the place of each reconstruction: {values['mean_image'][0]} and {values['mean_image'][1]}.",
+        f"MS-SSIM by torchmetrics: {some(facts['scales'], 'scale')} (weights {weights}), a Gaussian window of "
+        f"{facts['window']} x {facts['window']}, sigma {facts['sigma']:.3g}. It compares at one image size only, and not with "
+        "the paper's 0.37 to 0.72: its code has one scale, and constants of pixels in [0, 1] for pixels in [-1, 1].",
+        "L2 asks for the mean of all images that could have this y: what is blurred is what y does not say to this decoder.",
+    ]
+
+
+KINDS = ("", "train", "mean_image")

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from dim import build
 from dim.config import Config, UserError
-from dim.data import Dataset, Images
+from dim.data import Dataset
 from dim.encoders import Encoding
 from dim.estimators import ESTIMATORS, UNITS
 from dim.evals.features import pictures
 from dim.figures import captions, drawing
 from dim.figures.drawing import Curve, Densities, Level, Lines, Panel, Sample, number
+from dim.figures.samples import Drawn, drawn_images, trained_encoder
 from dim.metrics import code_statistics
 from dim.objective import Objective, Term
 from dim.randomness import generator
@@ -131,27 +132,6 @@ def over_epochs(rows: list[dict], key: str, label: str, factor: float = 1) -> Cu
 # ---- scores and codes
 
 
-class Drawn(NamedTuple):
-    """Images that scores and codes are shown for: indices in `images` in a drawn order, and what part of the data they are."""
-
-    images: Images
-    order: Tensor
-    kind: str
-
-
-def drawn_images(config: Config, data: Dataset) -> Drawn:
-    """Validation images where there is a batch of them, else images that train the encoder.
-
-    Their order is drawn, the same for all runs of one split seed: the validation part itself is sorted by class.
-    """
-    images, kind, index = data.train, "validation", torch.arange(0)
-    if data.classes:
-        index = data.validation(config.data.split_seed)[1]
-    if len(index) < config.train.batch_size:
-        images, kind, index = data.pretraining, "training", torch.arange(len(data.pretraining))
-    return Drawn(images, index[torch.randperm(len(index), generator=generator(config.data.split_seed, "figures"))], kind)
-
-
 Scores = dict[str, tuple[Tensor, Tensor]]  # of each term: pos [A, L], neg [A, K]
 
 
@@ -166,12 +146,10 @@ class Trained(NamedTuple):
 @torch.no_grad()
 def trained_samples(config: Config, data: Dataset, state: dict, drawn: Drawn) -> Trained:
     """The scores of one batch of drawn images and the codes of at most MOST_CODES, by the last weights, in eval mode."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    encoder = build.encoder(config, data.shape)
+    encoder = trained_encoder(config, data, state)
     objective, _ = build.objective(config, encoder, data.shape)
-    encoder.load_state_dict(state["encoder"])
     objective.load_state_dict(state["objective"])
-    encoder, objective = encoder.to(device).to(memory_format=torch.channels_last).eval(), objective.to(device).eval()
+    encoder, objective = encoder.eval(), objective.to(next(encoder.parameters()).device).eval()
 
     n = config.train.batch_size
     (batch,) = drawn.images.batches(drawn.order[:n], n)

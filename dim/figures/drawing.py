@@ -4,6 +4,7 @@ A page is a title, panels one above the other with their labels beside the lines
 """
 
 import itertools
+import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 BLUE, VERMILLION, GREEN = "#0072B2", "#D55E00", "#009E73"  # Okabe & Ito: apart for all kinds of colour vision
 COLOURS = (BLUE, VERMILLION, GREEN)
 STYLES = ("-", (0, (4, 1.5)), (0, (1, 1)))  # apart without colour
+TEN = ("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#777777")  # Tol
+SHAPES = "o^sDv"  # of points, apart without colour
 DASHED = (0, (5, 3))
 INK, GREY = "#222222", "#666666"
 LOOK: dict[Any, Any] = {
@@ -41,6 +44,8 @@ LOOK: dict[Any, Any] = {
 WIDTH, LEFT, RIGHT = 8.0, 0.8, 2.05  # inches: of the page, and of the margins for numbers and labels
 EDGE, LINE = 0.15, 0.162  # inches: left of title and caption; from line to line of small text
 SMALL = 8.5  # points
+DPI = 160
+TILE, NEAR, FAR, UNDER, SIDE = 96, 10, 24, 24, 100  # pixels: a picture's side; gaps; a label under it; the names of rows
 
 
 class Curve(NamedTuple):
@@ -91,7 +96,39 @@ class Densities(NamedTuple):
     remark: str = ""
 
 
-Panel = Lines | Densities
+class Tile(NamedTuple):
+    """A picture uint8 [C, S, S], what stands under it, and the colour of that and of a frame, "" for no frame."""
+
+    picture: np.ndarray
+    label: str = ""
+    colour: str = ""
+
+
+class Strip(NamedTuple):
+    """A row of pictures in groups, and its name on the left; `close` to the row above where both belong together."""
+
+    groups: Sequence[Sequence[Tile]]
+    name: str = ""
+    close: bool = False
+
+
+class Pictures(NamedTuple):
+    """A panel of pictures, and a head for each group of its columns; 11 pictures fit in a row, or 10 and a name."""
+
+    heads: Sequence[str]
+    strips: Sequence[Strip]
+
+
+class Scatter(NamedTuple):
+    """A panel of points [n, 2] whose axes mean nothing, coloured by class: labels [n], names of classes, () for none."""
+
+    title: str
+    points: np.ndarray
+    labels: np.ndarray
+    names: Sequence[str] = ()
+
+
+Panel = Lines | Densities | Pictures | Scatter
 
 
 def needed() -> None:
@@ -107,7 +144,7 @@ def save(path: Path, title: str, panels: Sequence[Panel], caption: Sequence[str]
     try:
         path.parent.mkdir(exist_ok=True)
         with rc_context(LOOK), replacing(path) as file:
-            page(title, panels, caption).savefig(file, format="png", dpi=160, metadata=words)
+            page(title, panels, caption).savefig(file, format="png", dpi=DPI, metadata=words)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
     return path
@@ -119,24 +156,43 @@ def page(title: str, panels: Sequence[Panel], caption: Sequence[str]) -> "Figure
 
     paragraphs = [textwrap.wrap(text, 120) for text in caption if text]
     words = LINE * sum(len(lines) + 0.5 for lines in paragraphs)
-    panel, gap, top, bottom = 2.4 if len(panels) < 3 else 1.4, 0.75, 0.8, 0.65 + words
-    height = top + len(panels) * (panel + gap) - gap + bottom
+    heights, gap, top = [tall(panel, len(panels)) for panel in panels], 0.75, 0.8
+    bottom = words + (0.65 if isinstance(panels[-1], Lines | Densities) else 0.25)
+    height = math.ceil((top + sum(heights) + gap * (len(panels) - 1) + bottom) * DPI) / DPI  # whole pixels: sharp pictures
     figure = Figure(figsize=(WIDTH, height))
     figure.text(EDGE / WIDTH, 1 - 0.2 / height, title, size=12, weight="bold", va="top")
     for lines in paragraphs:
         figure.text(EDGE / WIDTH, words / height, "\n".join(lines), size=SMALL, va="top", linespacing=1.3)
         words -= LINE * (len(lines) + 0.5)
-    for i, content in enumerate(panels):
-        low = height - top - panel - i * (panel + gap)
-        axes = figure.add_axes((LEFT / WIDTH, low / height, 1 - (LEFT + RIGHT) / WIDTH, panel / height))
+    low = height - top + gap
+    for i, (content, inches) in enumerate(zip(panels, heights, strict=True)):
+        low -= gap + inches
+        left, right = (LEFT, RIGHT) if isinstance(content, Lines | Densities) else (EDGE, EDGE)
+        axes = figure.add_axes((left / WIDTH, low / height, 1 - (left + right) / WIDTH, inches / height))
+        if isinstance(content, Pictures):
+            draw_pictures(axes, content)
+            continue
         axes.set_title(content.title, size=9.5, loc="left", pad=6)
-        axes.set_xlabel(content.x if i + 1 == len(panels) or panels[i + 1].x != content.x else "")
+        if isinstance(content, Scatter):
+            draw_scatter(axes, content)
+            continue
+        following = panels[i + 1] if i + 1 < len(panels) else None
+        axes.set_xlabel(content.x if getattr(following, "x", "") != content.x else "")
         axes.tick_params(length=3)
         if isinstance(content, Lines):
             draw_lines(axes, content)
         else:
             draw_densities(axes, content)
     return figure
+
+
+def tall(panel: Panel, panels: int) -> float:
+    """The height of a panel on a page with so many, in inches."""
+    if isinstance(panel, Pictures):
+        return tops(panel)[-1] / DPI
+    if isinstance(panel, Scatter):
+        return WIDTH - EDGE - RIGHT
+    return 2.4 if panels < 3 else 1.4
 
 
 def draw_lines(axes: "Axes", panel: Lines) -> None:
@@ -199,6 +255,82 @@ def draw_densities(axes: "Axes", panel: Densities) -> None:
     for text, colour in [*labels, (panel.remark, INK)]:
         axes.text(1.02, place, text, transform=axes.transAxes, color=colour, size=SMALL, va="top", linespacing=1.3)
         place -= line * (text.count("\n") + 1.7)
+
+
+def tops(panel: Pictures) -> list[int]:
+    """Where each row of pictures begins, in pixels from the first, and where the last ends."""
+    found, place = [], 0
+    for i, strip in enumerate(panel.strips):
+        place += (NEAR if strip.close else FAR) if i else 0
+        found.append(place)
+        place += TILE + (UNDER if any(tile.label for group in strip.groups for tile in group) else 0)
+    return [*found, place]
+
+
+def draw_pictures(axes: "Axes", panel: Pictures) -> None:
+    """Pictures at whole pixels of the page, each of their own pixels a square where that fits, heads above them."""
+    width, height = round(DPI * (WIDTH - 2 * EDGE)), tops(panel)[-1]
+    begin = SIDE if any(strip.name for strip in panel.strips) else 0
+    for strip, y in zip(panel.strips, tops(panel), strict=False):
+        x = begin
+        axes.text(0, y + TILE / 2, strip.name, size=SMALL, va="center", linespacing=1.3)
+        for group, head in zip(strip.groups, panel.heads, strict=True):
+            if y == 0:
+                axes.text(x, -NEAR, head, size=9.5, va="bottom")
+            for tile in group:
+                draw_tile(axes, tile, x, y)
+                x += TILE + NEAR
+            x += FAR - NEAR
+    axes.set_xlim(0, width)
+    axes.set_ylim(height, 0)
+    axes.set_aspect("auto")
+    axes.set_axis_off()
+
+
+def draw_tile(axes: "Axes", tile: Tile, x: int, y: int) -> None:
+    """A picture with its corner at a place in pixels; a side that goes into TILE almost whole is enlarged by whole numbers."""
+    from matplotlib.patches import Rectangle
+
+    side = tile.picture.shape[-1]
+    whole = TILE // side * side
+    box = whole if whole > 0.7 * TILE else TILE
+    left, top = x + (TILE - box) // 2, y + (TILE - box) // 2
+    pixels = np.broadcast_to(tile.picture, (3, side, side)).transpose(1, 2, 0)
+    how = "antialiased" if box % side else "nearest"
+    axes.imshow(pixels, extent=(left, left + box, top + box, top), interpolation=how)
+    if tile.colour:
+        axes.add_patch(Rectangle((left - 2, top - 2), box + 4, box + 4, fill=False, edgecolor=tile.colour, clip_on=False))
+    label = tile.label if len(tile.label) < 13 else tile.label[:11] + ".."
+    axes.text(x + TILE / 2, y + TILE + UNDER / 2 + 2, label, size=7, color=tile.colour or INK, ha="center", va="center")
+
+
+def draw_scatter(axes: "Axes", panel: Scatter) -> None:
+    """Points in a square, apart by colour and shape where there are at most ten classes, with their names beside them."""
+    from matplotlib.lines import Line2D
+
+    axes.set_box_aspect(1)
+    axes.set_anchor("W")
+    axes.set_axis_off()
+    few = 0 < len(panel.names) <= len(TEN)
+    shapes = panel.labels % len(SHAPES) if few else np.zeros(len(panel.labels), int)
+    for kind, shape in enumerate(SHAPES):
+        if not (some := shapes == kind).any():
+            continue
+        points, labels = panel.points[some], panel.labels[some]
+        if few:
+            colours: dict[str, Any] = {"c": np.array(TEN)[labels]}
+        else:
+            colours = {"c": labels, "cmap": "viridis", "vmin": 0, "vmax": len(panel.names) - 1} if panel.names else {"c": BLUE}
+        axes.scatter(points[:, 0], points[:, 1], s=11, marker=shape, linewidths=0, alpha=0.85, **colours)
+    if few:
+        marks = [
+            Line2D([], [], color=TEN[i], marker=SHAPES[i % len(SHAPES)], linestyle="", ms=5, label=name)
+            for i, name in enumerate(panel.names)
+        ]
+        axes.legend(handles=marks, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=SMALL)
+    elif panel.names:
+        words = f"{len(panel.names)} classes,\ncoloured by number,\nfirst dark, last light;\nneighbouring numbers\nlook alike"
+        axes.text(1.02, 1, words, transform=axes.transAxes, size=SMALL, va="top", linespacing=1.3)
 
 
 def line_share(axes: "Axes") -> float:

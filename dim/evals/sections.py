@@ -1,0 +1,197 @@
+"""Sections of a report: for each evaluator what stands above its numbers, its rows, and what fills each of them.
+
+A row needs features of one kind: raw pixels (layer x), the encoder before training, or the trained one.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from dim.config import UserError
+from dim.data import Dataset
+from dim.evals import finetune, mlp, protocol, reconstruction
+from dim.evals.mine import mine
+from dim.evals.ndm import ndm
+from dim.evals.protocol import Kind
+from dim.evals.ratio import spread
+
+KINDS = ("raw", "random", "trained")
+SEEDS = 3  # of measures and of fine-tuning
+
+
+class Features:
+    """Features of a data set's training and test images by layer, x being pixels, and the encoder that made them
+    (for pixels any)."""
+
+    def __init__(self, parts: dict[str, tuple[Tensor, Tensor]], encoder: nn.Module):
+        self.parts, self.encoder, self.last = parts, encoder, ("", (Tensor(), Tensor()))
+
+    def of(self, layer: str) -> tuple[Tensor, Tensor]:
+        """As they are."""
+        return self.parts[layer]
+
+    def standardised(self, layer: str) -> tuple[Tensor, Tensor]:
+        """As probes see them; those of the last layer are kept."""
+        if self.last[0] != layer:
+            self.last = layer, protocol.standardised(*self.parts[layer])
+        return self.last[1]
+
+
+class Row(NamedTuple):
+    """A row by name; layers: the features that its numbers are made of; act(features) -> the numbers."""
+
+    name: str
+    kind: str
+    layers: tuple[str, ...]
+    act: Callable[[Features], dict]
+
+
+class Section(NamedTuple):
+    """An evaluator by the name of its section."""
+
+    title: str
+    heading: dict
+    rows: list[Row]
+
+
+def places(layers: Sequence[str]) -> list[tuple[str, str, str]]:
+    """(name, kind, layer) of what is probed: raw pixels, then each layer before and after training."""
+    return [("raw pixels", "raw", "x"), *((f"{kind} {layer}", kind, layer) for kind in KINDS[1:] for layer in layers)]
+
+
+def probe(title: str, kind: Kind, data: Dataset, layers: Sequence[str], few: Sequence[int], split_seed: int) -> Section:
+    """A probe under the clean protocol; few: numbers of labels a class that get a column."""
+    columns = protocol.columns_for(data, few)
+    heading = accuracy(data, protocol.described(kind, data, columns), list(protocol.subsets_of(columns, data)))
+    run = partial(protocol.probe, kind, data=data, split_seed=split_seed, columns=columns)
+
+    def act(name: str, layer: str, features: Features) -> dict:
+        pair = features.of(layer) if name == protocol.UNSCALED else features.standardised(layer)
+        return run(name, *pair)
+
+    unscaled = [(protocol.UNSCALED, "raw", "x")] * columns.unscaled
+    return Section(
+        title,
+        heading,
+        [Row(name, which, (layer,), partial(act, name, layer)) for name, which, layer in [*unscaled, *places(layers)]],
+    )
+
+
+def paper(data: Dataset, layers: Sequence[str]) -> Section:
+    """The paper's MLP, which is compared with the paper only."""
+
+    def act(layer: str, features: Features) -> dict:
+        x, x_test = features.of(layer)
+        labels, test_labels = data.train.labels.to(x.device), data.test.labels.to(x.device)
+        return {"all": mlp.paper(x, labels, x_test, test_labels)}
+
+    rows = [Row(name, which, (layer,), partial(act, layer)) for name, which, layer in places(layers)]
+    return Section("mlp, the paper's protocol", accuracy(data, f"{data.name}, {mlp.PAPER_WORDS}", ["all"]), rows)
+
+
+def fine_tuned(data: Dataset, layers: Sequence[str], few: Sequence[int], losses: dict[str, float], view) -> Section:
+    """The whole encoder, fine-tuned on few labels; losses on unlabelled images by weight."""
+    if not few:
+        raise UserError("--probes finetune trains on few labels: give --labels-per-class N, such as 10 or 250")
+    protocol.columns_for(data, few)
+    how = finetune.FineTuning(losses=losses)
+
+    def act(layer: str, features: Features) -> dict:
+        cells = {}
+        for count in few:
+            begun = time.perf_counter()
+            runs = [
+                finetune.finetune(features.encoder, data, count, view, layer=layer, losses=losses, seed=seed)
+                for seed in range(SEEDS)
+            ]
+            mean = protocol.mean_sd([run["accuracy"] for run in runs])
+            cells[str(count)] = {**mean, "converged": True, "seconds": time.perf_counter() - begun}
+        return cells
+
+    more = f" and on unlabelled images {losses}" if losses else ""
+    words = (
+        f"{data.name}, {len(data.test):,} test images, encoder and a linear head fine-tuned with cross-entropy on few "
+        f"labels{more}, {how.steps:,} steps of {how.batch} images, {'augmented' if view else 'not augmented'}, Adam, rates "
+        f"{how.encoder_lr:g} and {how.lr:g} (head); mean and standard deviation over {SEEDS} seeds, each with a draw of "
+        "labels; nothing is chosen"
+    )
+    rows = [Row(name, which, (layer,), partial(act, layer)) for name, which, layer in places(layers) if which != "raw"]
+    title = "finetune" + "".join(f", {name} {weight:g}" for name, weight in losses.items())
+    return Section(title, accuracy(data, words, [str(count) for count in few]), rows)
+
+
+def mutual_information(data: Dataset, pairs: Sequence[tuple[str, str]]) -> Section:
+    """MINE between layers, x being pixels."""
+
+    def act(a: str, b: str, features: Features) -> dict:
+        begun = time.perf_counter()
+        runs = [mine(features.of(a)[0], features.of(b)[0], seed) for seed in range(SEEDS)]
+        return spread(runs, "mi_nats") | terms(runs) | {"seconds": time.perf_counter() - begun}
+
+    words = (
+        f"mutual information in nats between layers (x: pixels) of the {len(data.train):,} training images of {data.name}: "
+        f"{HELD_OUT}; an encoder that tells n images apart has log n on them, and no n images certify more"
+    )
+    rows = [Row(f"{kind} {a}:{b}", kind, (a, b), partial(act, a, b)) for kind in KINDS[1:] for a, b in pairs]
+    return Section("mine", {"protocol": words}, rows)
+
+
+def total_correlation(data: Dataset, layers: Sequence[str]) -> Section:
+    """NDM of codes, as they are and through the prior's sigmoid."""
+
+    def act(layer: str, squash: bool, features: Features) -> dict:
+        begun = time.perf_counter()
+        runs = [ndm(features.of(layer)[0], seed, squash=squash, ranks=False) for seed in range(SEEDS)]
+        return spread(runs, "total_correlation_nats") | terms(runs) | {"seconds": time.perf_counter() - begun}
+
+    words = (
+        f"total correlation in nats of the dimensions of a layer, over the {len(data.train):,} training images of {data.name}, "
+        "as it is and through the prior's sigmoid, which cannot change it but can hide it from a critic: "
+        f"{HELD_OUT}; 0: independent"
+    )
+    rows = [
+        Row(f"{kind} {layer}{', squashed' * squash}", kind, (layer,), partial(act, layer, squash))
+        for kind in KINDS[1:]
+        for layer in layers
+        for squash in (False, True)
+    ]
+    return Section("ndm", {"protocol": words}, rows)
+
+
+HELD_OUT = (
+    "a critic trained with jsd on a third, its stop chosen on a third, read out as Donsker-Varadhan on a third that it never "
+    f"saw; mean and standard deviation over {SEEDS} seeds, each with its own thirds"
+)
+
+
+def terms(runs: Sequence[dict]) -> dict:
+    """Means of the read-out's two terms, and what the images can certify."""
+    keys = ("positive_term", "negative_term", "standard_error", "certifiable_nats")
+    return {key: sum(run[key] for run in runs) / len(runs) for key in keys}
+
+
+def decoded(data: Dataset, layers: Sequence[str]) -> Section:
+    """MS-SSIM of images and what a decoder makes of a layer."""
+
+    def act(layer: str, features: Features) -> dict:
+        begun = time.perf_counter()
+        train, test = features.of(layer)
+        seen, unseen = (reconstruction.stored(data, part) for part in (data.train, data.test))
+        facts = reconstruction.reconstruction(train, seen, test, unseen).facts
+        return facts | {"seconds": time.perf_counter() - begun}
+
+    words = (
+        f"a decoder trained with L2 on a frozen layer of the {len(data.train):,} training images of {data.name}, MS-SSIM and "
+        f"mean squared error of the {len(data.test):,} test images; mean image: the mean training image in place of each "
+        "reconstruction"
+    )
+    rows = [Row(f"{kind} {layer}", kind, (layer,), partial(act, layer)) for kind in KINDS[1:] for layer in layers]
+    return Section("reconstruction", {"protocol": words}, rows)
+
+
+def accuracy(data: Dataset, words: str, columns: list[str]) -> dict:
+    """The heading of a table of accuracies."""
+    return {"protocol": words, "chance": 1 / data.classes, "labels": columns}

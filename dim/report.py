@@ -1,0 +1,265 @@
+"""The report of a run: everything that was measured of it, as report.json, report.md and tables in the terminal.
+
+A report belongs to weights, images and a validation split, each named by its content; sections are evaluators, filled row
+by row and saved after each, so that an interrupted evaluation continues and nothing is measured twice.
+"""
+
+import hashlib
+import json
+import statistics
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from dim.checkpoint import replacing, save_json
+
+OF = ("weights_sha256", "data_sha256", "split_seed")  # what the numbers of a report belong to
+TITLES = {"all": "all labels", "resamples": "resamples", "folds": "folds"}
+
+
+def digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of an encoder's weights and statistics, by name."""
+    found = hashlib.sha256()
+    for name in sorted(state):
+        found.update(name.encode())
+        found.update(state[name].detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def opened(path: Path, run: dict, force: bool = False) -> dict:
+    """The report at a path where it belongs to the same weights, images and split; else, or with force, a new one.
+
+    run: facts of the run, the keys of OF among them. A file that is no report is replaced.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+        same = all(content["run"][key] == run[key] for key in OF)
+    except (OSError, ValueError, LookupError, TypeError):
+        same = False
+    return content | {"run": run} if same and not force else {"run": run}
+
+
+def section(content: dict, name: str, heading: dict) -> dict:
+    """The rows of a section; those of another protocol, number of labels and so on are dropped."""
+    found = content.get(name, {})
+    if {key: value for key, value in found.items() if key != "rows"} != heading:
+        found = {**heading, "rows": {}}
+    content[name] = found
+    return found["rows"]
+
+
+def save(path: Path, content: dict) -> None:
+    """report.json at a path, and report.md beside it."""
+    save_json(path, content)
+    with replacing(path.with_suffix(".md")) as file:
+        file.write(markdown(content, path.parent.name).encode())
+
+
+# ---- tables
+
+
+def sections(content: dict) -> dict[str, dict]:
+    """The sections that are tables of accuracies."""
+    return {name: part for name, part in content.items() if isinstance(part, dict) and "labels" in part}
+
+
+def cells_of(part: dict) -> tuple[list[str], dict[str, list[str]]]:
+    """Titles of the columns, and for each row its accuracies in per cent as text; a star: not converged."""
+    titles = [TITLES.get(column, f"{column} a class") for column in part["labels"]]
+    rows = {}
+    for name, row in part["rows"].items():
+        rows[name] = [shown(row[column]) for column in part["labels"]]
+    return titles, rows
+
+
+def shown(cell: dict) -> str:
+    """63.2 +- 0.4, in per cent."""
+    spread = "" if cell["sd"] is None else f" +- {100 * cell['sd']:.1f}"
+    return f"{100 * cell['accuracy']:.1f}{spread}" + ("" if cell["converged"] else "*")
+
+
+def table(part: dict) -> str:
+    """A section as text, a row for each kind of features: accuracies in per cent, or a measure's numbers."""
+    if "labels" not in part:
+        return listing(part)
+    titles, rows = cells_of(part)
+    width = max(22, *(len(name) + 2 for name in rows))
+    title = f"test accuracy in %, chance {100 * part['chance']:g}"
+    lines = [*textwrap.wrap(f"{title}; {part['protocol']}", 96), "", " " * width + "".join(f"{title:>14}" for title in titles)]
+    lines += [f"{name:<{width}}" + "".join(f"{cell:>14}" for cell in cells) for name, cells in rows.items()]
+    if any("*" in cell for cells in rows.values() for cell in cells):
+        lines.append("* not converged")
+    return "\n".join(lines)
+
+
+def listing(part: dict) -> str:
+    """A measure as text: its numbers side by side."""
+    keys, rows = values_of(part)
+    width = max(len(name) + 2 for name in ["", *rows])
+    wide = [max(len(text) for text in column) + 2 for column in zip(keys, *rows.values(), strict=True)]
+    lines = [*textwrap.wrap(part["protocol"], 96), ""]
+    for name, cells in [("", keys), *rows.items()]:
+        lines.append(f"{name:<{width}}" + "".join(f"{cell:>{space}}" for cell, space in zip(cells, wide, strict=True)))
+    return "\n".join(lines)
+
+
+def values_of(part: dict) -> tuple[list[str], dict[str, list[str]]]:
+    """The names of a measure's plain numbers, and for each row their text."""
+    keys = list(dict.fromkeys(key for row in part["rows"].values() for key in row if plain(row[key])))
+    return keys, {name: [number(row.get(key)) for key in keys] for name, row in part["rows"].items()}
+
+
+def headline(part: dict) -> str:
+    """Trained fc against the best random layer and the best raw row, in one column, whoever wins; "" where one is missing."""
+    column = "10" if "10" in part["labels"] else "all"
+    score = {name: row[column]["accuracy"] for name, row in part["rows"].items()}
+    kinds = {kind: [name for name in score if name.startswith(kind)] for kind in ("trained fc", "random", "raw")}
+    if not all(kinds.values()):
+        return ""
+    rivals = [max(kinds[kind], key=score.__getitem__) for kind in ("random", "raw")]
+    trained = 100 * score[kinds["trained fc"][0]]
+    parts = [f"{name} {100 * score[name]:.1f} ({trained - 100 * score[name]:+.1f})" for name in rivals]
+    verdict = "ahead of both" if trained > 100 * max(score[name] for name in rivals) else "not ahead of both"
+    labels = "all labels" if column == "all" else f"{column} labels a class"
+    return f"\nfc after training, {labels}: {trained:.1f}\nagainst {' and '.join(parts)}: {verdict}"
+
+
+def seconds(part: dict) -> float:
+    """What a section took, for the rows that it has."""
+    cells = (cell for row in part["rows"].values() for cell in (row.values() if "labels" in part else [row]))
+    return sum(cell.get("seconds", 0.0) for cell in cells)
+
+
+def markdown(content: dict, name: str) -> str:
+    """report.md: what the numbers belong to, then a table for each section."""
+    run = content["run"]
+    lines = [f"# {name}", ""]
+    lines += [f"- {key.replace('_', ' ')}: {value}" for key, value in run.items() if not isinstance(value, dict)]
+    for title, part in sections(content).items():
+        titles, rows = cells_of(part)
+        lines += ["", f"## {title}", "", f"Test accuracy in %, chance {100 * part['chance']:g}; {part['protocol']}.", ""]
+        lines += grid(["", *titles], [[row, *cells] for row, cells in rows.items()])
+        lines += ["", f"{seconds(part):.0f} s."]
+    for title, part in measured(content).items():
+        keys, rows = values_of(part)
+        lines += ["", f"## {title}", "", f"{part['protocol']}.", ""]
+        lines += grid(["", *keys], [[row, *cells] for row, cells in rows.items()])
+    return "\n".join(lines) + "\n"
+
+
+def numbers(content: dict) -> dict[str, float]:
+    """Accuracies, in [0, 1], and measures of a report by their path, such as "linear/trained fc/all"."""
+    accuracies = {
+        f"{title}/{name}/{column}": cell["accuracy"]
+        for title, part in sections(content).items()
+        for name, row in part["rows"].items()
+        for column, cell in row.items()
+    }
+    return accuracies | {
+        f"{title}/{name}/{key}": value
+        for title, part in measured(content).items()
+        for name, row in part["rows"].items()
+        for key, value in row.items()
+        if isinstance(value, float)
+    }
+
+
+def measured(content: dict) -> dict[str, dict]:
+    """The sections that are no accuracies of probes."""
+    return {name: part for name, part in content.items() if isinstance(part, dict) and "rows" in part and "labels" not in part}
+
+
+def plain(value: object) -> bool:
+    """Whether a value fits a cell."""
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def number(value: object) -> str:
+    """A value as a cell shows it."""
+    if value is None:
+        return ""
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table."""
+    return [f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rows]]
+
+
+# ---- several runs
+
+
+def grouped(reports: Mapping[str, dict]) -> dict[str, list[dict]]:
+    """Reports by name -> groups of runs that differ in their seed alone; a group of several is named by what names share."""
+    groups: dict[str, dict[str, dict]] = {}
+    for name, content in reports.items():
+        run = content["run"]
+        key = json.dumps([run["config"], run["data_sha256"], run["split_seed"], run["weights"]], sort_keys=True)
+        groups.setdefault(key, {})[name] = content
+    found = {}
+    for members in groups.values():
+        names = list(members)
+        shared = common(names).rstrip("_-0123456789 ") or names[0]
+        found[names[0] if len(names) == 1 else f"{shared}, {len(names)} seeds"] = list(members.values())
+    return found
+
+
+def common(names: Sequence[str]) -> str:
+    """What names begin with."""
+    first, last = min(names), max(names)
+    return first[: next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))]
+
+
+def comparison(reports: Mapping[str, dict], value: Callable[[dict], float] = lambda cells: cells["all"]["accuracy"]) -> dict:
+    """{section: {row of baselines or name of a group: {features: {"mean", "sd": over seeds or None, "seeds"}}}}.
+
+    Accuracies of all labels. Trained features stand under their group's name; raw pixels and random encoders under theirs,
+    averaged over the seeds of all runs that have them.
+    """
+    found: dict[str, dict] = {}
+    groups = grouped(reports)
+    for name in dict.fromkeys(title for content in reports.values() for title in sections(content)):
+        gathered: dict[str, dict[str, dict[int, float]]] = {}
+        for group, members in groups.items():
+            for content in members:
+                for row, cells in content.get(name, {"rows": {}})["rows"].items():
+                    kind, _, layer = row.partition(" ")
+                    whose = group if kind == "trained" else f"{kind} pixels" if kind == "raw" else f"{kind} encoder"
+                    seed = content["run"]["seed"]
+                    gathered.setdefault(whose, {}).setdefault(layer, {})[seed] = value(cells)
+        found[name] = {
+            whose: {layer: spread(list(by_seed.values())) for layer, by_seed in layers.items()}
+            for whose, layers in gathered.items()
+        }
+    return found
+
+
+def spread(values: Sequence[float]) -> dict:
+    """Mean and standard deviation of values, the latter None for one."""
+    sd = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "sd": sd, "seeds": len(values)}
+
+
+def compared(found: dict) -> str:
+    """A comparison as Markdown: a table for each section, mean and standard deviation over seeds in per cent."""
+    lines = [
+        "# Comparison",
+        "",
+        "Test accuracy in %, all labels; +- standard deviation over training seeds, where there are several.",
+    ]
+    for title, rows in found.items():
+        features = list(dict.fromkeys(layer for cells in rows.values() for layer in cells))
+        lines += ["", f"## {title}", ""]
+        lines += grid(
+            ["", *features], [[name, *(mean_sd(cells.get(layer)) for layer in features)] for name, cells in rows.items()]
+        )
+    return "\n".join(lines) + "\n"
+
+
+def mean_sd(cell: dict | None) -> str:
+    """63.2 +- 0.4, in per cent; "" for none."""
+    if cell is None:
+        return ""
+    return f"{100 * cell['mean']:.1f}" + ("" if cell["sd"] is None else f" +- {100 * cell['sd']:.1f}")

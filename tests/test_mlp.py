@@ -1,0 +1,82 @@
+"""The MLP under both protocols."""
+
+import pytest
+import torch
+from torch import nn
+
+from dim.evals import mlp
+
+
+def rings(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """An inner disc and a ring round it in three dimensions: no linear probe tells them apart."""
+    draws = torch.Generator().manual_seed(0)
+    labels = torch.arange(n) % 2
+    x = torch.nn.functional.normalize(torch.randn(n, 3, generator=draws), dim=1) * (0.5 + labels[:, None])
+    return x + 0.1 * torch.randn(n, 3, generator=draws), labels + 4
+
+
+def test_it_learns_what_no_linear_probe_can(monkeypatch):
+    monkeypatch.setattr(mlp, "CLEAN", mlp.CLEAN._replace(dropout=0.0, batch=50))
+    x, labels = rings(1500)
+    tried = dict(zip(range(30), mlp.search(x[:1000], labels[:1000], x[1000:]), strict=False))
+    assert [value for value, _ in tried.values()] == list(range(1, 31))
+    assert (tried[29][1] == labels[1000:]).float().mean() > 0.95
+
+
+def test_a_fit_is_a_function_of_its_data_and_of_nothing_else():
+    x, labels = rings(400)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    (first, _), (other, _) = mlp.predict(x, labels, x, 2, [None, None])
+    assert torch.equal(state, torch.get_rng_state())  # the caller's random state is left as it was
+    torch.manual_seed(2)
+    (again, _), *_ = mlp.predict(x, labels, x, 2, [None])
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)  # each resample has first weights of its own
+    *_, (value, searched) = zip(range(2), mlp.search(x, labels, x), strict=False)
+    assert value == 1
+    assert torch.equal(searched[1], first)  # what was chosen on validation images is what is fitted again
+
+
+def test_the_network_is_the_papers():
+    net = mlp.network(64, 10, 0.1)
+    kinds = [type(layer) for layer in net]
+    assert kinds == [nn.Dropout, nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
+    assert net[1].weight.shape == (200, 64)
+    assert net[0].p == 0.1
+
+
+def test_rates_fall_after_their_epochs_and_dropout_is_on_in_training_only(monkeypatch):
+    x, labels = rings(200)
+    rates, modes = [], []
+    step = torch.optim.Adam.step
+
+    def spy(self, *others, **more):
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *others, **more)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", spy)
+    recipe = mlp.Recipe(0.1, 1.0, (0.9, 0.999), 200, drops=(1, 3))
+    for net in mlp.epochs(x, labels, 4, recipe):
+        modes.append(net.training)
+    assert rates == pytest.approx([1.0, 0.1, 0.1, 0.01])
+    assert modes == [False] * 4
+
+
+def test_the_papers_protocol_is_the_mean_of_the_last_epochs(monkeypatch):
+    monkeypatch.setattr(mlp, "PAPER_EPOCHS", 6)
+    monkeypatch.setattr(mlp, "PAPER_LAST", 3)
+    x, labels = rings(300)
+    found = mlp.paper(x[:200], labels[:200], x[200:], labels[200:])
+    scores = []
+    for net in mlp.epochs(x[:200], labels[:200], 6, mlp.PAPER):
+        scores.append((net(x[200:]).argmax(1) + 4 == labels[200:]).double().mean().item())
+    assert found["accuracy"] == pytest.approx(sum(scores[3:]) / 3)
+    assert (found["lowest"], found["highest"]) == (min(scores[3:]), max(scores[3:]))
+    assert (mlp.PAPER.lr, mlp.PAPER.betas, mlp.PAPER.batch, mlp.PAPER.drops) == (1e-4, (0.5, 0.999), 64, (50, 100))
+
+
+def test_fewer_images_than_a_batch_are_one_batch():
+    x, labels = rings(20)
+    (found, _), *_ = mlp.predict(x, labels, x, 3, [None])
+    assert set(found.tolist()) <= {4, 5}
