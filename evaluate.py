@@ -23,7 +23,7 @@ from dim.evals import sections
 from dim.evals.features import LAYERS, features, raw_pixels, set_statistics
 from dim.evals.finetune import LOSSES
 from dim.evals.sections import KINDS, Features, Section
-from dim.figures import FIGURES
+from dim.figures import FIGURES, comparison
 from dim.reading import command_line, nearest, one_line, refuse, saved, typed
 
 
@@ -145,6 +145,11 @@ def compare(reports: dict[str, dict]) -> None:
     with checkpoint.replacing(place / "comparison.md") as file:
         file.write(report.compared(found).encode())
     print(report.compared(found), f"saved as {place / 'comparison.json'} and .md", sep="\n")
+    chance = next(part["chance"] for content in reports.values() for part in report.sections(content).values())
+    try:
+        print(f"saved as {comparison.draw(place / 'comparison.png', found, chance)}")
+    except UserError as error:  # the numbers stand without their picture
+        print(f"no comparison.png: {error}")
 
 
 def other_data(config: Config, data: Dataset, trained: dict) -> str:

@@ -54,7 +54,9 @@ def dataset(config: Config) -> Dataset:
             f"choose {choices}"
         )
     if len(found.pretraining) < config.train.batch_size:
-        raise UserError(f"train.batch_size is {config.train.batch_size}, but {found.name} has {len(found.pretraining)} images: lower it")
+        raise UserError(
+            f"train.batch_size is {config.train.batch_size}, but {found.name} has {len(found.pretraining)} images: lower it"
+        )
     return found
 
 

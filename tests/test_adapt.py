@@ -72,10 +72,11 @@ def test_the_classifier_given_stays_and_the_head_never_moves(classifier):
 @pytest.mark.parametrize("diversity", [0.1, 1.0])
 def test_one_step_by_hand(classifier, diversity):
     model = Classifier(classifier.encoder, "fc", classifier.head)
-    target, how = corrupted(made_data(), "noise"), Adaptation(diversity=diversity, steps=1, seed=4, batch=30, lr=1e-5)
+    target = unbalanced(made_data(), 0.01)  # so that diversity has a gradient: 100, 10 and 1 images
+    how = Adaptation(diversity=diversity, steps=1, seed=4, batch=30, lr=1e-5)
     found = adapted(model, target, None, how)
     start = adapted(model, target, None, replace(how, lr=0.0)).train()  # a copy
-    rows = torch.randperm(300, generator=generator(4, "unlabelled images", 0))[:30]
+    rows = torch.randperm(111, generator=generator(4, "unlabelled images", 0))[:30]
     information_maximisation(start(target.train.images[rows].float() / 255 * 2 - 1), diversity).backward()
     for name, weight in start.named_parameters():
         if name.startswith(("head", "encoder.layers.y")):
@@ -85,6 +86,14 @@ def test_one_step_by_hand(classifier, diversity):
         assert sure.any()
         assert (step.sign() == -weight.grad.sign()[sure]).float().mean() > 0.99
         assert step.abs().median().item() == pytest.approx(1e-5, rel=0.05)
+
+
+def test_gradients_do_not_add_up_over_steps(classifier):
+    gradients = []
+    for steps in (1, 3):
+        found = adapted(classifier, made_data(), how=Adaptation(steps=steps, batch=300, lr=0.0))
+        gradients.append(found.encoder.layers["fc1"][1].weight.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-6)
 
 
 def test_no_label_of_the_target_is_read(classifier):
@@ -150,6 +159,8 @@ def test_noise_is_cut_to_the_levels_and_never_wraps_round():
     assert noise(white, draws()).min() > 128
     sixteen = torch.full((20, 1, 8, 8), 15, dtype=torch.uint8)
     assert noise(sixteen, draws(), levels=16).max() == 16
+    middle = torch.full((50, 1, 16, 16), 8, dtype=torch.uint8)
+    assert noise(middle, draws(), levels=16).double().std().item() == pytest.approx((1.6**2 + 1 / 12) ** 0.5, rel=0.03)
 
 
 def test_contrast_by_hand():

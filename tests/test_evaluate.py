@@ -177,6 +177,7 @@ def test_several_runs_stand_beside_each_other(trained, two_columns, tmp_path, ca
     text = (tmp_path / "runs" / "comparison.md").read_text()
     assert text in capsys.readouterr().out
     assert "| a_seed, 2 seeds |" in text
+    assert (tmp_path / "runs" / "comparison.png").exists()
 
 
 def test_a_closed_pipe_ends_it_quietly_and_loses_nothing(trained, tmp_path):

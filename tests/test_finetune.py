@@ -137,6 +137,15 @@ def test_one_step_by_hand(encoder, losses, monkeypatch):
         torch.testing.assert_close(dict(found.named_buffers())[name], value)
 
 
+def test_gradients_do_not_add_up_over_steps(encoder):
+    """Without a step of the weights, and with all labelled images in each batch, the last gradient is that of one step."""
+    gradients = []
+    for steps in (1, 3):
+        how = FineTuning(steps=steps, batch=6, lr=0.0, encoder_lr=0.0)
+        gradients.append(finetuned(encoder.double(), made_data(), 2, None, how).head.weight.grad)
+    torch.testing.assert_close(*gradients)
+
+
 def changed(images, draws):
     """The view's pictures of uint8 images, as the encoder sees them."""
     return VIEW(images.double() / 255, torch.rand(len(images), VIEW.draws, generator=draws) * 2 - 1) * 2 - 1
@@ -233,10 +242,13 @@ def test_accuracies_by_hand():
 
 
 def test_accuracies_are_those_of_eval_mode(encoder):
+    """No image depends on the others of its batch, and BatchNorm's statistics stay."""
     data = made_data()
     model = Classifier(encoder, "fc", torch.nn.Linear(512, 3)).train()
+    before = state(model)
     whole, parts = accuracies(model, data, 60), accuracies(model, data, 7)
     assert whole == parts
+    assert equal(before, model.state_dict())
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ def test_scores_are_those_of_concatenated_pairs(critic, monkeypatch):
 
 
 @pytest.mark.parametrize("rows", [2, 5, 9])
+@torch.no_grad()
 def test_no_own_pair_is_among_the_shifted_ones(critic, rows):
     """All shifts there are: every other row of z meets each x once, never its own."""
     x, z = torch.randn(9, 3).double(), torch.randn(9, 2).double()
@@ -56,7 +57,7 @@ def test_no_own_pair_is_among_the_shifted_ones(critic, rows):
         others = [critic((x, z[[j] * 9]), torch.tensor([place, place]), 1, torch.Generator())[0][0] for j in range(rows)]
         expected = torch.cat(others[:place] + others[place + 1 :])
         assert torch.allclose(neg[place].sort().values, expected.sort().values)
-        assert pos[place, 0] == pytest.approx(others[place].item())
+        assert pos[place, 0].item() == pytest.approx(others[place].item())
 
 
 @pytest.mark.parametrize("estimator", ["jsd", "dv"])

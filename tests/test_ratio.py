@@ -207,10 +207,10 @@ def test_a_reading_is_donsker_varadhan_of_scaled_scores():
 def test_the_standard_error_is_that_of_the_best_critic():
     """At T = log r of d pairs the variance is d rho^2 / n + ((1 - rho^2)^-d - 1) / M; mean and spread over 200 samples."""
     rho, d, n, shuffles = 0.6, 2, 400, 4
-    x, noise, other = (
-        torch.randn(200, m, d, generator=generator(0, "x", m), dtype=torch.float64) for m in (n, n + 1, n * shuffles)
+    sizes = (n, n, n * shuffles, n * shuffles)
+    x, noise, x_other, other = (
+        torch.randn(200, m, d, generator=generator(0, "test", i), dtype=torch.float64) for i, m in enumerate(sizes)
     )
-    x_other = torch.randn(200, n * shuffles, d, generator=generator(0, "other"), dtype=torch.float64)
 
     def log_ratio(x, z):
         return ((rho * x * z - rho**2 * (x**2 + z**2) / 2) / (1 - rho**2) - math.log(1 - rho**2) / 2).sum(-1)

@@ -192,7 +192,8 @@ def estimate(data: Sequence[Tensor], make: Callable[[], nn.Module], split, estim
             critic = make().to(data[0].device)
         rows = training[: len(training) // part]
         trained = train(critic, data, rows, choosing, estimator, max(1, steps // part), seed)
-        scale = best_scale(*score(trained.critic, data, choosing, SHUFFLES, generator(seed, "choose")))
+        chosen = score(trained.critic, data, choosing, SHUFFLES, generator(seed, "choose"))
+        scale = best_scale(*chosen)
         scores = score(trained.critic, data, reporting, SHUFFLES, generator(seed, "report"))
         readings.append(read(*scores, scale))
         if part == 1:
@@ -202,7 +203,7 @@ def estimate(data: Sequence[Tensor], make: Callable[[], nn.Module], split, estim
                 "unscaled": read(*scores)._asdict(),
                 "step": trained.step,
                 "steps": steps,
-                "choosing_nats": trained.value,
+                "choosing_nats": read(*chosen, scale).value,
                 "training_nats": read(*own, scale).value,
             }
         else:

@@ -6,6 +6,7 @@ A page is a title, panels one above the other with their labels beside the lines
 import itertools
 import math
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -45,6 +46,7 @@ WIDTH, LEFT, RIGHT = 8.0, 0.8, 2.05  # inches: of the page, and of the margins f
 EDGE, LINE = 0.15, 0.162  # inches: left of title and caption; from line to line of small text
 SMALL = 8.5  # points
 DPI = 160
+BAR = 0.17  # inches: height of a bar
 TILE, NEAR, FAR, UNDER, SIDE = 96, 10, 24, 24, 100  # pixels: a picture's side; gaps; a label under it; the names of rows
 
 
@@ -128,7 +130,25 @@ class Scatter(NamedTuple):
     names: Sequence[str] = ()
 
 
-Panel = Lines | Densities | Pictures | Scatter
+class Bar(NamedTuple):
+    """A named value with its spread, None: not known."""
+
+    label: str
+    value: float
+    spread: float | None = None
+
+
+class Bars(NamedTuple):
+    """A panel of horizontal bars in named groups, from 0 to `most`, and a level to compare them with."""
+
+    title: str
+    x: str
+    groups: Sequence[tuple[str, Sequence[Bar]]]
+    most: float
+    level: Level | None = None
+
+
+Panel = Lines | Densities | Pictures | Scatter | Bars
 
 
 def needed() -> None:
@@ -157,7 +177,7 @@ def page(title: str, panels: Sequence[Panel], caption: Sequence[str]) -> "Figure
     paragraphs = [textwrap.wrap(text, 120) for text in caption if text]
     words = LINE * sum(len(lines) + 0.5 for lines in paragraphs)
     heights, gap, top = [tall(panel, len(panels)) for panel in panels], 0.75, 0.8
-    bottom = words + (0.65 if isinstance(panels[-1], Lines | Densities) else 0.25)
+    bottom = words + (0.65 if isinstance(panels[-1], Lines | Densities | Bars) else 0.25)
     height = math.ceil((top + sum(heights) + gap * (len(panels) - 1) + bottom) * DPI) / DPI  # whole pixels: sharp pictures
     figure = Figure(figsize=(WIDTH, height))
     figure.text(EDGE / WIDTH, 1 - 0.2 / height, title, size=12, weight="bold", va="top")
@@ -171,6 +191,9 @@ def page(title: str, panels: Sequence[Panel], caption: Sequence[str]) -> "Figure
         axes = figure.add_axes((left / WIDTH, low / height, 1 - (left + right) / WIDTH, inches / height))
         if isinstance(content, Pictures):
             draw_pictures(axes, content)
+            continue
+        if isinstance(content, Bars):
+            draw_bars(axes, content)
             continue
         axes.set_title(content.title, size=9.5, loc="left", pad=6)
         if isinstance(content, Scatter):
@@ -192,6 +215,8 @@ def tall(panel: Panel, panels: int) -> float:
         return tops(panel)[-1] / DPI
     if isinstance(panel, Scatter):
         return WIDTH - EDGE - RIGHT
+    if isinstance(panel, Bars):
+        return BAR * sum(len(bars) + 1.5 for _, bars in panel.groups)
     return 2.4 if panels < 3 else 1.4
 
 
@@ -302,6 +327,33 @@ def draw_tile(axes: "Axes", tile: Tile, x: int, y: int) -> None:
         axes.add_patch(Rectangle((left - 2, top - 2), box + 4, box + 4, fill=False, edgecolor=tile.colour, clip_on=False))
     label = tile.label if len(tile.label) < 13 else tile.label[:11] + ".."
     axes.text(x + TILE / 2, y + TILE + UNDER / 2 + 2, label, size=7, color=tile.colour or INK, ha="center", va="center")
+
+
+def draw_bars(axes: "Axes", panel: Bars) -> None:
+    """The name of each group over its bars, one colour for each label, the value and its spread at the right end."""
+    often = Counter(bar.label for _, bars in panel.groups for bar in bars)
+    colours = dict(zip((label for label, _ in often.most_common()), (*COLOURS, *[GREY] * len(often)), strict=False))
+    place = 0.0
+    for name, bars in panel.groups:
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        axes.text(0, place + 0.5, name, size=SMALL, va="center", weight="bold", bbox=box)
+        for bar in bars:
+            place += 1
+            axes.barh(
+                place + 0.5, bar.value, 0.8, color=colours[bar.label], xerr=bar.spread, error_kw={"ecolor": INK, "capsize": 2}
+            )
+            spread = "" if bar.spread is None else f" +- {bar.spread:.1f}"
+            end = bar.value + (bar.spread or 0)
+            axes.text(end + 0.01 * panel.most, place + 0.5, f"{bar.label} {bar.value:.1f}{spread}", size=SMALL, va="center")
+        place += 1.5
+    if panel.level is not None:
+        axes.axvline(panel.level.y, color=GREY, linewidth=0.9, linestyle=DASHED, zorder=0)
+    axes.set_title(panel.title, size=9.5, loc="left", pad=6)
+    axes.set_xlabel(panel.x + (f"; dashed: {panel.level.label}" if panel.level is not None else ""))
+    axes.set_xlim(0, panel.most)
+    axes.set_ylim(place, 0)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
 
 
 def draw_scatter(axes: "Axes", panel: Scatter) -> None:
