@@ -8,7 +8,15 @@ import torch
 
 from dim.config import UserError
 from dim.evals import mine as module
+from dim.evals import ratio
 from dim.evals.mine import Pairs, mine
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Fewer looks and shuffles than a real estimate has."""
+    monkeypatch.setattr(ratio, "STOPS", 5)
+    monkeypatch.setattr(ratio, "SHUFFLES", 8)
 
 
 def gaussians(n, pairs, rho, seed=0):

@@ -7,9 +7,17 @@ import pytest
 import torch
 
 from dim.evals import ndm as module
+from dim.evals import ratio
 from dim.evals.ndm import Rows, ndm, permuted, shifted
 
 both_shuffles = pytest.mark.parametrize("shuffle", [shifted, permuted])
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Fewer looks and shuffles than a real estimate has."""
+    monkeypatch.setattr(ratio, "STOPS", 5)
+    monkeypatch.setattr(ratio, "SHUFFLES", 8)
 
 
 def draws(seed=0):

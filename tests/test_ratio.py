@@ -10,7 +10,20 @@ from dim.config import UserError
 from dim.estimators import dv, jsd, logmeanexp
 from dim.evals import ratio
 from dim.evals.mine import Pairs
-from dim.evals.ratio import Head, MovingAverage, Reading, best_scale, doubts, objective, read, score, spread, thirds, train
+from dim.evals.ratio import (
+    Head,
+    Measured,
+    MovingAverage,
+    Reading,
+    best_scale,
+    doubts,
+    objective,
+    read,
+    score,
+    spread,
+    thirds,
+    train,
+)
 from dim.randomness import generator
 
 
@@ -251,27 +264,43 @@ def test_readings_of_enormous_scores_stay_finite():
 
 # ---- whether to believe it
 
-GOOD = dict(value=Reading(1.0, 0.0, 0.01), half=0.99, choosing=1.01, unscaled=0.0, rows=5000)
+
+def measurement(value=1.0, choosing=1.01, error=0.01, second=0.0):
+    reporting = Reading(value, 0.0, error)
+    return Measured(20, 1.0, reporting, Reading(choosing, 0.0, error), reporting, Reading(value, second, error), 8)
 
 
 def test_a_value_without_doubts_has_converged():
-    assert doubts(**GOOD) == []
-    assert doubts(Reading(-0.01, 0.0, 0.01), half=0.0, choosing=0.01, unscaled=0.0, rows=100) == []
+    assert doubts(measurement(), 0.99, "jsd", 5000) == []
+    assert doubts(measurement(-0.01, 0.0), 0.0, "jsd", 100) == []
+    assert doubts(measurement(second=0.5), 0.99, "jsd", 5000) == []  # too sure of itself, which the scale mends
+    assert doubts(measurement(second=-9.0), 0.99, "dv", 5000) == []  # its constant is free
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "half", "rows", "message"),
     [
-        ({"half": 0.8}, "half of the rows and steps give 0.80 of 1.00 nats"),
-        ({"value": Reading(1.0, 0.0, 0.1)}, "the standard error is 0.10 nats"),
-        ({"choosing": 1.3}, "the rows that chose the critic give 1.30 nats, the reporting ones 1.00"),
-        ({"unscaled": -0.5}, "the second term is -0.50, not 0"),
-        ({"rows": 7}, "7 rows can certify about 1.9 nats"),
+        ({}, 0.8, 5000, "half of the rows and steps give 0.80 of 1.00 nats"),
+        ({"error": 0.1}, 0.99, 5000, "the standard error is 0.10 nats"),
+        ({"choosing": 1.3}, 0.99, 5000, "the rows that chose the critic give 1.30 nats, those that report 1.00"),
+        ({"choosing": 0.7}, 0.99, 5000, "the rows that chose the critic give 0.70 nats, those that report 1.00"),
+        ({"second": -0.5}, 0.99, 5000, "the second term was -0.50 before scaling, not 0"),
+        ({}, 0.99, 7, "7 rows can certify about 1.9 nats"),
     ],
 )
-def test_each_doubt_is_said_with_its_numbers(change, message):
-    (found,) = doubts(**GOOD | change)
+def test_each_doubt_is_said_with_its_numbers(change, half, rows, message):
+    (found,) = doubts(measurement(**change), half, "jsd", rows)
     assert found.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("value", "half", "believed"), [(3.0, 2.87, True), (3.0, 2.75, False), (0.1, 0.07, True), (0.1, 0.05, False)]
+)
+def test_half_of_what_is_missing_decides(value, half, believed):
+    """A tenth of the truth + 0.05 nats may be missing, the truth being value + 2 (value - half)."""
+    missing = 2 * (value - half)
+    assert believed == (missing <= 0.1 * (value + missing) + 0.05)
+    assert believed == (doubts(measurement(value, value), half, "jsd", 5000) == [])
 
 
 def test_a_doubt_is_no_convergence(pairs, monkeypatch):

@@ -170,6 +170,10 @@ def test_an_evaluation_adds_its_numbers_to_the_run(tmp_path, monkeypatch):
     later()
     assert evaluate.main([str(folder), "--layers", "y"]) == 0
     trained, evaluated = files(folder)
+    waited = time.monotonic()
+    while "id" not in evaluated and time.monotonic() < waited + 60:  # wandb's process may write it later
+        time.sleep(0.5)
+        trained, evaluated = files(folder)
     assert trained["id"] == evaluated["id"]
     numbers = report.numbers(json.loads((folder / "report.json").read_text()))
     assert numbers.keys() == {"linear/raw pixels/all", "linear/random y/all", "linear/trained y/all"}

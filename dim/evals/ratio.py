@@ -177,78 +177,92 @@ def thirds(n: int, seed: int) -> tuple[Tensor, ...]:
     return torch.randperm(n, generator=generator(seed, "thirds")).tensor_split(3)
 
 
+class Measured(NamedTuple):
+    """A trained critic and what it reads on each third, with the scale that the choosing rows gave it."""
+
+    step: int
+    scale: float
+    training: Reading
+    choosing: Reading
+    reporting: Reading
+    unscaled: Reading  # of the reporting rows
+    shuffles: int
+
+
+def measured(critic, data: Sequence[Tensor], split: Sequence[Tensor], estimator: str, steps: int, seed: int) -> Measured:
+    """Train a critic and read it out; split: rows that train, choose and report."""
+    training, choosing, reporting = split
+    trained = train(critic, data, training, choosing, estimator, steps, seed)
+    own = score(trained.critic, data, training[:LOOK], 4, generator(seed, "look"))
+    chosen = score(trained.critic, data, choosing, SHUFFLES, generator(seed, "choose"))
+    reported = score(trained.critic, data, reporting, SHUFFLES, generator(seed, "report"))
+    scale = best_scale(*chosen)
+    readings = read(*own, scale), read(*chosen, scale), read(*reported, scale), read(*reported)
+    return Measured(trained.step, scale, *readings, shuffles=reported[1].shape[1])
+
+
 def estimate(data: Sequence[Tensor], make: Callable[[], nn.Module], split, estimator: str, steps: int, seed: int) -> dict:
-    """The held-out estimate of a divergence between own and shuffled rows, in nats, with all that its reader needs.
+    """The held-out divergence between own and shuffled rows in nats, "nats" of the result, with all that its reader needs.
 
     data: tables [n, D], standardised; split: rows that train, choose, report; make: a new critic. A second critic, trained on
     half of the training rows for half of the steps, tells whether more of both would still raise the value; it costs half as
     much again.
     """
-    training, choosing, reporting = (rows.to(data[0].device) for rows in split)
-    readings, found = [], {}
-    for part in (1, 2):
+    split = [rows.to(data[0].device) for rows in split]
+
+    def one(part: int) -> Measured:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator(seed, "critic").initial_seed())
             critic = make().to(data[0].device)
-        rows = training[: len(training) // part]
-        trained = train(critic, data, rows, choosing, estimator, max(1, steps // part), seed)
-        chosen = score(trained.critic, data, choosing, SHUFFLES, generator(seed, "choose"))
-        scale = best_scale(*chosen)
-        scores = score(trained.critic, data, reporting, SHUFFLES, generator(seed, "report"))
-        readings.append(read(*scores, scale))
-        if part == 1:
-            own = score(trained.critic, data, rows[:LOOK], 4, generator(seed, "look"))
-            found = {
-                "scale": scale,
-                "unscaled": read(*scores)._asdict(),
-                "step": trained.step,
-                "steps": steps,
-                "choosing_nats": read(*chosen, scale).value,
-                "training_nats": read(*own, scale).value,
-            }
-        else:
-            found |= {"half_scale": scale, "half_step": trained.step}
-    whole, half = readings
-    unscaled = found["unscaled"]["negative"] if estimator == "jsd" else 0.0  # a critic trained by DV has a free constant
-    reasons = doubts(whole, half.value, found["choosing_nats"], unscaled, len(reporting))
+        few = split[0][: len(split[0]) // part]
+        return measured(critic, data, (few, *split[1:]), estimator, max(1, steps // part), seed)
+
+    whole, half = one(1), one(2)
+    reasons = doubts(whole, half.reporting.value, estimator, len(split[2]))
     return {
-        "nats": whole.value,
-        "positive_term": whole.positive,
-        "negative_term": whole.negative,
-        "standard_error": whole.error,
+        "nats": whole.reporting.value,
+        "positive_term": whole.reporting.positive,
+        "negative_term": whole.reporting.negative,
+        "standard_error": whole.reporting.error,
         "converged": not reasons,
         "doubts": reasons,
-        "half_nats": half.value,
-        "certifiable_nats": math.log(len(reporting)),
+        "certifiable_nats": math.log(len(split[2])),
+        "half_nats": half.reporting.value,
+        "choosing_nats": whole.choosing.value,
+        "training_nats": whole.training.value,
+        "scale": whole.scale,
+        "unscaled_terms": [whole.unscaled.positive, whole.unscaled.negative],
+        "step": whole.step,
+        "steps": steps,
         "rows": [len(rows) for rows in split],
-        "shuffles": min(SHUFFLES, len(reporting) - 1),
+        "shuffles": whole.shuffles,
         "estimator": estimator,
         "seed": seed,
-        **found,
     }
 
 
-def doubts(value: Reading, half: float, choosing: float, unscaled: float, rows: int) -> list[str]:
+def doubts(whole: Measured, half: float, estimator: str, rows: int) -> list[str]:
     """Why a value may be off by more than a tenth + 0.05 nats, in words; none: it counts as converged.
 
-    half: the value with half of the training; choosing: that of the same critic on the rows that chose it; unscaled: the second
-    term of the critic as it was trained, 0 on average where T is log r. What halving loses is taken to be half of what is still
-    missing: of 20 correlated pairs a halving lost 0.05, 0.06 and 0.1 where 0.09, 0.13 and 0.2 were missing.
+    half: the value after half of the training. What halving loses is taken to be half of what is still missing: of 20 pairs
+    with 2 nats it lost 0.05 and 0.06 where 0.09 and 0.13 were missing. The second term of a critic that JSD trained is 0 on
+    average, as T is log r; well below 0 tells that the rare large e^T- were not drawn.
 
     Dependence of which no critic found anything passes: both values are then 0, as they are for independent rows.
     """
-    missing = max(0.0, 2 * (value.value - half))
-    allowed = 0.1 * max(0.0, value.value) + 0.05
+    value, choosing, second = whole.reporting.value, whole.choosing.value, whole.unscaled.negative
+    error, missing = whole.reporting.error, max(0.0, 2 * (value - half))
+    allowed = 0.1 * max(0.0, value) + 0.05
     found = []
     if missing > allowed + 0.1 * missing:
-        found.append(f"half of the rows and steps give {half:.2f} of {value.value:.2f} nats: with more it would still rise")
-    if 2 * value.error > allowed:
-        found.append(f"the standard error is {value.error:.2f} nats: a few shuffled rows decide the second term")
-    if abs(choosing - value.value) > allowed + 2 * value.error:
-        found.append(f"the rows that chose the critic give {choosing:.2f} nats, the reporting ones {value.value:.2f}")
-    if unscaled < -allowed:
-        found.append(f"the second term is {unscaled:.2f}, not 0: what should fill it was not drawn, so the value is too high")
-    if value.value > math.log(rows) - 1:
+        found.append(f"half of the rows and steps give {half:.2f} of {value:.2f} nats: with more it would still rise")
+    if 2 * error > allowed:
+        found.append(f"the standard error is {error:.2f} nats: a few shuffled rows decide the second term")
+    if abs(choosing - value) > allowed + 2 * error:
+        found.append(f"the rows that chose the critic give {choosing:.2f} nats, those that report {value:.2f}")
+    if estimator == "jsd" and second < -allowed:
+        found.append(f"the second term was {second:.2f} before scaling, not 0: the value may be too high")
+    if value > math.log(rows) - 1:
         found.append(f"{rows:,} rows can certify about {math.log(rows):.1f} nats")
     return found
 

@@ -9,7 +9,7 @@ features by MS-SSIM (Wang, Simoncelli & Bovik, Multi-scale structural similarity
 
 with means and covariances under a Gaussian window of 11 x 11, sigma 1.5, c1 = 0.01^2 and c2 = 0.03^2 for pixels in [0, 1],
 averaged over places and channels. The five scales of 2003 ask for images of more than 160 pixels: `scales` says what smaller
-ones get. So values are to be compared at one image size only. The paper's own 0.37 to 0.72 are not comparable with any: its
+ones get. So values are to be compared at one image size only. The paper's own 0.29 to 0.72 are not comparable with any: its
 code's `ms_ssim` has a single scale, and its constants are those of pixels in [0, 1] while its pixels are in [-1, 1].
 """
 

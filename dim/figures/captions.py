@@ -169,7 +169,7 @@ def of_reconstruction(parts: Parts, facts: dict) -> list[str]:
         f"training image in the place of each reconstruction: {values['mean_image'][0]} and {values['mean_image'][1]}.",
         f"MS-SSIM by torchmetrics: {some(facts['scales'], 'scale')} (weights {weights}), a Gaussian window of "
         f"{facts['window']} x {facts['window']}, sigma {facts['sigma']:.3g}. It compares at one image size only, and not with "
-        "the paper's 0.37 to 0.72: its code has one scale, and constants of pixels in [0, 1] for pixels in [-1, 1].",
+        "the paper's 0.29 to 0.72: its code has one scale, and constants of pixels in [0, 1] for pixels in [-1, 1].",
         "L2 asks for the mean of all images that could have this y: what is blurred is what y does not say to this decoder.",
     ]
 
