@@ -175,6 +175,22 @@ def test_choosing_rows_do_not_train(pairs):
     assert seen == set(split[0].tolist())
 
 
+def test_rows_and_shuffles_are_new_at_every_step(pairs):
+    """One fixed shuffle, or one fixed order, lets a critic learn it by heart."""
+    split, batches, seeds = thirds(600, 0), [], []
+
+    class Spy(Pairs):
+        def forward(self, data, rows, shuffles, draws):
+            if torch.is_grad_enabled():
+                batches.append(tuple(rows.tolist()))
+                seeds.append(draws.initial_seed())
+            return super().forward(data, rows, shuffles, draws)
+
+    train(Spy(2, 1, 8), pairs, split[0], split[1], "jsd", 8, seed=0)
+    assert len(set(batches)) == len(set(seeds)) == 8
+    assert all(set(batch) == set(split[0].tolist()) for batch in batches)  # fewer rows than a batch: all of them
+
+
 def test_the_best_stop_is_kept(pairs, monkeypatch):
     """By the value on the choosing rows: the critic kept reads there what it was kept for."""
     monkeypatch.setattr(ratio, "PATIENCE", 100)
