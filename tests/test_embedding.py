@@ -10,7 +10,7 @@ from PIL import Image
 from untrained import saved_pages, untrained
 
 from dim.config import UserError
-from dim.figures import drawing
+from dim.figures import drawing, samples
 from dim.figures import embedding as figure
 from dim.figures.drawing import Scatter
 
@@ -36,17 +36,27 @@ def test_clouds_stay_clouds():
     assert trust > 0.9
 
 
-def test_trustworthiness_tells_a_picture_of_noise():
-    noise = torch.randn(100, 60, generator=torch.Generator().manual_seed(0))
-    assert 0.5 < figure.embedded(noise)[1] < 0.9
+def test_trustworthiness_equals_its_definition():
+    y = torch.randn(60, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    points, trust = figure.embedded(y)
+    n, k, cost = 60, 10, 0
+    for i in range(n):
+        near = sorted(set(range(n)) - {i}, key=lambda j: math.dist(y[i].tolist(), y[j].tolist()))
+        rank = {j: place for place, j in enumerate(near, 1)}
+        shown = sorted(rank, key=lambda j: math.dist(points[i], points[j]))[:k]
+        cost += sum(max(0, rank[j] - k) for j in shown)
+    assert trust == pytest.approx(1 - cost * 2 / (n * k * (2 * n - 3 * k - 1)), abs=1e-9)
+    assert 0.5 < trust < 0.9  # noise in many dimensions has no picture
 
 
-def test_the_same_seed_draws_the_same_picture():
+def test_the_same_codes_give_the_same_picture():
     y, _ = clouds(30)
-    before = np.random.get_state()[1].copy()
+    before = np.random.get_state()
     first = figure.embedded(y)[0]
     assert np.array_equal(figure.embedded(y)[0], first)
-    assert (np.random.get_state()[1] == before).all()
+    after = np.random.get_state()
+    assert (after[1] == before[1]).all()
+    assert after[2] == before[2]
 
 
 def test_the_perplexity_fits_few_points():
@@ -87,6 +97,20 @@ def test_the_picture_shows_the_points_with_their_labels(tmp_path, pages):
     assert (pixels[:, :20] > 250).all()
 
 
+def test_each_point_is_the_code_of_an_image_with_its_label(tmp_path, pages, monkeypatch):
+    config, data, state = untrained()
+    monkeypatch.setattr(figure, "MOST", 20)
+    monkeypatch.setattr(figure, "embedded", lambda y: (y[:, :2].double().numpy(), 1.0))
+    figure.draw(tmp_path, config, data, state)
+    (panel,), caption = pages[0][2:]
+    encoder = samples.trained_encoder(config, data, state)
+    y = samples.codes(encoder, data, data.test, torch.arange(30))[:, :2].double().numpy()
+    assert len(panel.points) == 20
+    for point, label in zip(panel.points, panel.labels, strict=True):
+        assert label == data.test.labels[np.abs(y - point).sum(1).argmin()]
+    assert caption[1].startswith("20 of 30 test images, drawn, not augmented")
+
+
 def test_without_labels_there_is_one_colour(tmp_path, pages):
     config, data, state = untrained(labelled=False, train=300)
     figure.draw(tmp_path, config, data, state)
@@ -121,16 +145,15 @@ def test_few_classes_have_colours_and_names_and_many_a_scale(classes, beside):
 
 
 def test_each_class_has_its_colour_in_points_and_legend():
-    labels = np.array([2, 0, 1, 0])
-    points = np.arange(8.0).reshape(4, 2)
-    (axes,) = drawing.page("title", [Scatter("panel", points, labels, ["a", "b", "c"])], []).axes
+    labels = np.array([5, 0, 1, 5, 0, 2])  # 0 and 5 share a shape
+    points = np.arange(12.0).reshape(6, 2)
+    (axes,) = drawing.page("title", [Scatter("panel", points, labels, "abcdef")], []).axes
     legend = {h.get_label(): (h.get_color(), h.get_marker()) for h in axes.get_legend().legend_handles}
+    assert len({mark for _, mark in legend.values()}) == 5
+    assert len({*legend.values()}) == 6
     found = {}
     for group in axes.collections:
-        for point, colour in zip(
-            group.get_offsets(), np.resize(group.get_facecolors(), (len(group.get_offsets()), 4)), strict=True
-        ):
+        for point, colour in zip(group.get_offsets(), group.get_facecolors(), strict=True):
             found[tuple(point.tolist())] = tuple(colour[:3])
     for point, label in zip(points, labels, strict=True):
-        assert found[tuple(point.tolist())] == pytest.approx(to_rgb(legend["abc"[label]][0]))
-    assert len({mark for _, mark in legend.values()}) == 3
+        assert found[tuple(point.tolist())] == pytest.approx(to_rgb(legend["abcdef"[label]][0]))

@@ -301,18 +301,22 @@ def test_the_picture_shows_images_over_reconstructions(tmp_path, monkeypatch):
             assert own.picture.tobytes() in everything
             pair = [torch.from_numpy(tile.picture)[None] / 255 for tile in (own, made)]
             assert made.label == f"{ms_ssim(*pair).item():.2f}"
-    assert "frozen y of 60 training images, 3 steps; shown: test images, drawn. All 60: MS-SSIM " in caption[1]
-    assert "1 scale (weights 1.000), a Gaussian window of 7 x 7, sigma 0.955" in caption[2]
+    assert "frozen y of 60 training images, 3 steps. Shown: 30 of 60 test images, drawn. All 60 such images" in caption[1]
+    assert "1 scale, so plain SSIM, a Gaussian window of 7 x 7, sigma 0.955" in caption[2]
 
 
 def test_several_layers_stand_under_each_other(tmp_path, monkeypatch):
-    images = torch.randint(0, 256, (4, 3, 32, 32), generator=draws(0)).byte()
+    images = torch.randint(0, 256, (12, 3, 32, 32), generator=draws(0)).byte()
     pages = []
     monkeypatch.setattr(drawing, "save", lambda *page: pages.append(page) or page[0])
     results = {name: module.Reconstruction({}, images) for name in ("conv", "fc", "y")}
     figure.picture(tmp_path, images, results, ["words"])
     _, title, (panel,), caption = pages[0]
     assert title == "Images over their reconstructions from conv and fc and y"
-    assert [strip.name for strip in panel.strips] == ["input", "from conv", "from fc", "from y"]
-    assert {tile.label for tile in panel.strips[1].groups[0]} == {"1.00"}
+    assert [strip.name for strip in panel.strips] == ["input", "from conv", "from fc", "from y"] * 2
+    for begin, strips in ((0, panel.strips[:4]), (10, panel.strips[4:])):
+        for strip in strips:
+            for tile, image in zip(strip.groups[0], images[begin : begin + 10].numpy(), strict=True):
+                assert np.array_equal(tile.picture, image)
+                assert tile.label == ("" if strip.name == "input" else "1.00")
     assert caption == ["words"]

@@ -151,25 +151,27 @@ def of_embedding(parts: Parts, n: int, size: int, perplexity: float, trust: floa
     labels = " Labels colour the points and place none." * named
     return [
         f"{drawn_from(parts, n).capitalize()}, not augmented; last weights, in eval mode. t-SNE of y (d = {size}): Euclidean "
-        f"distances, perplexity {perplexity:.3g}, started from the first two principal components, seed 0.{labels}",
+        f"distances, perplexity {perplexity:.3g}, started from the first two principal components.{labels}",
         "Only who is near whom is meant to be kept. Distances between clusters, their sizes and the axes mean nothing, and "
-        f"another seed or perplexity draws another picture. Trustworthiness {number(trust)}: 1 where the 10 nearest of each "
+        f"another start or perplexity draws another picture. Trustworthiness {number(trust)}: 1 where the 10 nearest of each "
         "point are among its nearest in y too, about 0.5 for points laid anyhow.",
     ]
 
 
-def of_reconstruction(parts: Parts, facts: dict) -> list[str]:
+def of_reconstruction(parts: Parts, shown: int, facts: dict) -> list[str]:
     """What the decoder saw, how near it came, and how that is measured."""
     values = {kind: [number(facts[f"{kind}_{name}".lstrip("_")]) for name in ("ms_ssim", "mse")] for kind in KINDS}
     weights = ", ".join(f"{w:.3f}" for w in facts["weights"])
+    scales = f"{facts['scales']} scales of weights {weights}" if facts["scales"] > 1 else "1 scale, so plain SSIM"
     return [
-        f"A decoder trained with L2 on the frozen y of {len(parts.train_order):,} training images, {facts['steps']:,} steps; "
-        f"shown: {parts.kind} images, drawn. All {len(parts.test_order):,}: MS-SSIM {values[''][0]}, mean squared error "
-        f"{values[''][1]} for pixels in [0, 1]. Training images: {values['train'][0]} and {values['train'][1]}. The mean "
-        f"training image in the place of each reconstruction: {values['mean_image'][0]} and {values['mean_image'][1]}.",
-        f"MS-SSIM by torchmetrics: {some(facts['scales'], 'scale')} (weights {weights}), a Gaussian window of "
-        f"{facts['window']} x {facts['window']}, sigma {facts['sigma']:.3g}. It compares at one image size only, and not with "
-        "the paper's 0.29 to 0.72: its code has one scale, and constants of pixels in [0, 1] for pixels in [-1, 1].",
+        f"A decoder trained with L2 on the frozen y of {len(parts.train_order):,} training images, {facts['steps']:,} steps. "
+        f"Shown: {drawn_from(parts, shown)}. All {len(parts.test_order):,} such images, which it was not trained on: MS-SSIM "
+        f"{values[''][0]}, mean squared error {values[''][1]} for pixels in [0, 1]. Images that it was trained on: "
+        f"{values['train'][0]} and {values['train'][1]}. The mean training image in the place of each reconstruction: "
+        f"{values['mean_image'][0]} and {values['mean_image'][1]}.",
+        f"MS-SSIM by torchmetrics: {scales}, a Gaussian window of {facts['window']} x {facts['window']}, sigma "
+        f"{facts['sigma']:.3g}. It compares at one image size only, and not with the paper's 0.29 to 0.72: its code has one "
+        "scale, and constants of pixels in [0, 1] for pixels in [-1, 1].",
         "L2 asks for the mean of all images that could have this y: what is blurred is what y does not say to this decoder.",
     ]
 

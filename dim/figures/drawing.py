@@ -174,7 +174,7 @@ def page(title: str, panels: Sequence[Panel], caption: Sequence[str]) -> "Figure
     """A title, panels and a caption, a paragraph for each text: no window, no global state."""
     from matplotlib.figure import Figure
 
-    paragraphs = [textwrap.wrap(text, 120) for text in caption if text]
+    paragraphs = [textwrap.wrap(text, 120, break_on_hyphens=False) for text in caption if text]
     words = LINE * sum(len(lines) + 0.5 for lines in paragraphs)
     heights, gap, top = [tall(panel, len(panels)) for panel in panels], 0.75, 0.8
     bottom = words + (0.65 if isinstance(panels[-1], Lines | Densities | Bars) else 0.25)
@@ -325,7 +325,7 @@ def draw_tile(axes: "Axes", tile: Tile, x: int, y: int) -> None:
     axes.imshow(pixels, extent=(left, left + box, top + box, top), interpolation=how)
     if tile.colour:
         axes.add_patch(Rectangle((left - 2, top - 2), box + 4, box + 4, fill=False, edgecolor=tile.colour, clip_on=False))
-    label = tile.label if len(tile.label) < 13 else tile.label[:11] + ".."
+    label = tile.label if len(tile.label) < 12 else tile.label[:9] + ".."  # what fits between its neighbours
     axes.text(x + TILE / 2, y + TILE + UNDER / 2 + 2, label, size=7, color=tile.colour or INK, ha="center", va="center")
 
 

@@ -35,12 +35,12 @@ def perplexity(n: int) -> float:
     return min(PERPLEXITY, (n - 1) / 3)
 
 
-def embedded(y: Tensor, seed: int = 0) -> tuple[np.ndarray, float]:
+def embedded(y: Tensor) -> tuple[np.ndarray, float]:
     """Codes y [n, d] -> points [n, 2] by t-SNE (van der Maaten & Hinton 2008), and their trustworthiness in [0, 1].
 
-    Euclidean distances of y as it is; started from the first two principal components. Trustworthiness (Venna & Kaski 2001)
-    is 1 where the 10 nearest of each point are also nearest in y, and about a half where points lie anyhow. UserError for
-    fewer than 21 images or 2 dimensions, codes that are not finite, or all equal.
+    Euclidean distances of y as it is; started from the first two principal components, so nothing is drawn. Trustworthiness
+    (Venna & Kaski 2001) is 1 where the 10 nearest of each point are also nearest in y, and about a half where points lie
+    anyhow. UserError for fewer than 21 images or 2 dimensions, codes that are not finite, or all equal.
     """
     from sklearn.manifold import TSNE, trustworthiness
 
@@ -52,5 +52,5 @@ def embedded(y: Tensor, seed: int = 0) -> tuple[np.ndarray, float]:
     if not (y.std(0) > 0).any():
         raise UserError(f"the codes y of {n:,} images are all equal: they collapsed, and there is nothing to lay out")
     codes = y.double().numpy()
-    points = TSNE(2, perplexity=perplexity(n), init="pca", learning_rate="auto", random_state=seed).fit_transform(codes)
+    points = TSNE(2, perplexity=perplexity(n), init="pca", learning_rate="auto", random_state=0).fit_transform(codes)
     return points, trustworthiness(codes, points, n_neighbors=10)

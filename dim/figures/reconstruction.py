@@ -26,8 +26,10 @@ def draw(folder: Path, config: Config, data: Dataset, state: dict) -> list[Path]
     )
     images = reconstruction.stored(data, parts.test, parts.test_order)
     found = reconstruction.reconstruction(x, reconstruction.stored(data, parts.train, parts.train_order), x_test, images)
-    about = captions.about(folder.resolve().name, config, data, state)
-    return [picture(folder, images[:SHOWN], {"y": found}, [about, *captions.of_reconstruction(parts, found.facts)])]
+    shown = images[:SHOWN]
+    notes = [captions.about(folder.resolve().name, config, data, state)]
+    notes += captions.of_reconstruction(parts, len(shown), found.facts)
+    return [picture(folder, shown, {"y": found}, notes)]
 
 
 def picture(folder: Path, images: Tensor, found: dict[str, Reconstruction], caption: list[str]) -> Path:
