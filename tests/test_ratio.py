@@ -45,13 +45,12 @@ def test_the_head_is_its_definition_and_zero_before_training():
     nn.init.normal_(head.out.bias)
     for i in range(5):
         for j in range(3):
-            h = [max(0.0, v) for v in u[i, j, :4].tolist()] + [v * v for v in u[i, j, 4:].tolist()]
-            hidden = [
-                max(0.0, sum(w * v for w, v in zip(row, h, strict=True)) + bias)
-                for row, bias in zip(head.hidden.weight.tolist(), head.hidden.bias.tolist(), strict=True)
-            ]
-            expected = sum(w * v for w, v in zip(head.out.weight[0].tolist(), hidden, strict=True)) + head.out.bias.item()
-            expected += sum(w * v for w, v in zip(head.skip.weight[0].tolist(), h, strict=True))
+            first = h = [max(0.0, v) for v in u[i, j, :4].tolist()] + [v * v for v in u[i, j, 4:].tolist()]
+            for layer in head.hidden:
+                rows = zip(layer.weight.tolist(), layer.bias.tolist(), strict=True)
+                h = [max(0.0, sum(w * v for w, v in zip(row, h, strict=True)) + bias) for row, bias in rows]
+            expected = sum(w * v for w, v in zip(head.out.weight[0].tolist(), h, strict=True)) + head.out.bias.item()
+            expected += sum(w * v for w, v in zip(head.skip.weight[0].tolist(), first, strict=True))
             assert head(u)[i, j].item() == pytest.approx(expected, abs=1e-12)
 
 

@@ -94,6 +94,8 @@ def records(path: Path) -> list:
             place += 32768 - place % 32768
             continue
         _, length, kind = struct.unpack_from("<IHB", content, place)
+        if place + 7 + length > len(content):  # still being written
+            break
         parts += content[place + 7 : place + 7 + length]
         place += 7 + length
         if kind in (1, 4):  # a whole message, or the last part of one
@@ -124,9 +126,23 @@ def tracked(path: Path) -> dict:
 
 
 def files(folder: Path) -> list[dict]:
-    """The .wandb files of a run in the order they were written."""
-    paths = sorted(folder.glob("wandb/*/*.wandb"), key=lambda path: path.stat().st_mtime_ns)
+    """The .wandb files of a run in the order they were begun, once they are written.
+
+    wandb's own process writes them, on a busy machine later than ours goes on: until the last record of a finished run is
+    there, or for one that was killed until nothing has come for some seconds.
+    """
+    paths = sorted(folder.glob("wandb/*/*.wandb"), key=lambda path: path.parent.name)
+    size, still = -1, time.monotonic()
+    while not all(map(finished, paths)) and time.monotonic() < still + 5:
+        if size != (size := sum(path.stat().st_size for path in paths)):
+            still = time.monotonic()
+        time.sleep(0.2)
     return [tracked(path) for path in paths]
+
+
+def finished(path: Path) -> bool:
+    """Whether the run in a .wandb file came to its end."""
+    return path.stat().st_size > 7 and any(record.WhichOneof("record_type") == "exit" for record in records(path))
 
 
 # ---- off
@@ -170,10 +186,6 @@ def test_an_evaluation_adds_its_numbers_to_the_run(tmp_path, monkeypatch):
     later()
     assert evaluate.main([str(folder), "--layers", "y"]) == 0
     trained, evaluated = files(folder)
-    waited = time.monotonic()
-    while "id" not in evaluated and time.monotonic() < waited + 60:  # wandb's process may write it later
-        time.sleep(0.5)
-        trained, evaluated = files(folder)
     assert trained["id"] == evaluated["id"]
     numbers = report.numbers(json.loads((folder / "report.json").read_text()))
     assert numbers.keys() == {"linear/raw pixels/all", "linear/random y/all", "linear/trained y/all"}
