@@ -21,8 +21,8 @@ from dim.config import Config, UserError, built, check, flat, leaves
 from dim.data import Dataset, keys
 from dim.evals import sections
 from dim.evals.features import LAYERS, features, raw_pixels, set_statistics
-from dim.evals.finetune import LOSSES
-from dim.evals.sections import KINDS, Features, Section
+from dim.evals.finetune import LOSSES, FineTuning, finetuned
+from dim.evals.sections import ENCODERS, KINDS, Features, Section
 from dim.figures import FIGURES, comparison
 from dim.reading import command_line, nearest, one_line, refuse, saved, typed
 
@@ -72,6 +72,12 @@ def measure(
 ) -> None:
     """Every probe and measure asked for, into the report at a path; what it has is not done again. on: " on <other data>"."""
     parts = asked_for(chosen, config, data)
+    if chosen.supervised:
+        how = with_labels(config, found["run"]["steps"])
+        found["run"]["supervised rows"] = (
+            f"the same net trained from its first weights with all labels: a linear head on {how.layer}, cross-entropy, "
+            f"{how.steps:,} steps of {how.batch} images, views {config.views.kind}, Adam at {how.lr:g}; probed as the others"
+        )
     rows = {part.title: report.section(found, part.title, part.heading) for part in parts}
     places = {
         (part.title, row.name + on): (part.title, row.name, *dependence(row.kind, config, data, found))
@@ -88,7 +94,8 @@ def measure(
             if not todo:
                 continue
             bar.set_description_str(f"features: {kind}")
-            seen = features_of(kind, config, data, encoder, {layer for _, row in todo for layer in row.layers})
+            layers = {layer for _, row in todo for layer in row.layers}
+            seen = features_of(kind, config, data, encoder, layers, found["run"]["steps"])
             for title, row in sorted(todo, key=lambda item: item[1].layers):  # by layer: each is prepared once
                 bar.set_description_str(f"{title}: {row.name}")
                 rows[title][row.name + on] = row.act(seen)
@@ -108,20 +115,21 @@ def measure(
 def asked_for(chosen: argparse.Namespace, config: Config, data: Dataset) -> list[Section]:
     """The sections of the report that the command line asks for."""
     layers, few, parts = chosen.layers or list(LAYERS), chosen.labels_per_class, []
+    encoders = KINDS[1:] if chosen.supervised else ENCODERS
     for name in chosen.probes:
         if name == "finetune":
             losses = {loss: 1.0 for loss in chosen.unlabelled}
             view = build.views(config, data) if config.views.kind != "none" else None
             parts.append(sections.fine_tuned(data, chosen.layers or ["fc"], few, losses, view))
         elif chosen.protocol == "paper":
-            parts.append(sections.paper(data, layers))
+            parts.append(sections.paper(data, layers, encoders))
         else:
-            parts.append(sections.probe(name, build.PROBES[name], data, layers, few, config.data.split_seed))
+            parts.append(sections.probe(name, build.PROBES[name], data, layers, few, config.data.split_seed, encoders))
     codes = chosen.layers or ["y"]
     made = {
-        "mine": lambda: sections.mutual_information(data, chosen.pairs),
-        "ndm": lambda: sections.total_correlation(data, codes),
-        "reconstruction": lambda: sections.decoded(data, codes),
+        "mine": lambda: sections.mutual_information(data, chosen.pairs, encoders),
+        "ndm": lambda: sections.total_correlation(data, codes, encoders),
+        "reconstruction": lambda: sections.decoded(data, codes, encoders),
     }
     return [*parts, *(made[name]() for name in chosen.measures)]
 
@@ -133,6 +141,9 @@ def dependence(kind: str, config: Config, data: Dataset, found: dict) -> tuple:
         return images
     if kind == "random":
         return (*images, config.seed, config.encoder, config.norm, config.precision)
+    if kind == "supervised":
+        with_labels = (config.views, config.train.batch_size, found["run"]["steps"])
+        return (*images, config.seed, config.encoder, config.norm, config.precision, *with_labels)
     return (*images, found["run"]["weights_sha256"])
 
 
@@ -185,15 +196,25 @@ def run_facts(config: Config, data: Dataset, encoder: nn.Module, state: dict, we
     return facts | ({"test images seen in training": seen} if seen else {})
 
 
+def with_labels(config: Config, steps: int) -> FineTuning:
+    """How the run's net is trained with labels from its first weights: a head on y, one learning rate, all labels."""
+    return FineTuning("y", steps, config.seed, batch=config.train.batch_size, lr=1e-3, encoder_lr=1e-3)
+
+
 THREADS = torch.get_num_threads()
 SMALL = 10_000  # images below which a second thread waits more than it works: the digits took 65 s with two, 16 s with one
 
 
-def features_of(kind: str, config: Config, data: Dataset, encoder: nn.Module, layers: set[str]) -> Features:
+def features_of(kind: str, config: Config, data: Dataset, encoder: nn.Module, layers: set[str], steps: int) -> Features:
     """Features of one kind: raw pixels; of the encoder before training, same seed and architecture, its BatchNorm statistics
-    set on training images; or of the trained one. Images pass an encoder once, and only the layers asked for are kept."""
-    random = kind == "random"
-    made = set_statistics(first_encoder(config, data.shape), data, data.train) if random else encoder
+    set on training images; of the same trained with labels for as many steps; or of the trained one. Images pass an encoder
+    once, and only the layers asked for are kept."""
+    made = encoder
+    if kind == "random":
+        made = set_statistics(first_encoder(config, data.shape), data, data.train)
+    elif kind == "supervised":
+        view = build.views(config, data) if config.views.kind != "none" else None
+        made = finetuned(first_encoder(config, data.shape), data, None, view, with_labels(config, steps)).encoder
     found = {}
     if "x" in layers:
         found["x"] = (raw_pixels(data, data.train, device()), raw_pixels(data, data.test, device()))
@@ -264,6 +285,9 @@ def main(argv: list[str]) -> int:
         "--pairs", nargs="+", type=pair, default=[("x", "y")], metavar="A:B", help="layers that mine compares, x: pixels; x:y"
     )
     parser.add_argument("--layers", nargs="+", choices=LAYERS, help="of probes, measures and --features; all, for measures y")
+    parser.add_argument(
+        "--supervised", action="store_true", help="rows of the same net trained with all labels, for as many steps as the run"
+    )
     parser.add_argument("--force", action="store_true", help="measure anew what the report has")
     parser.add_argument("--weights", choices=["last", "average"], default="last", help="the last, or the run's train.average")
     parser.add_argument("--figures", nargs="+", choices=list(FIGURES), default=[], help="pictures, as PNG files in RUN/figures")
@@ -315,8 +339,8 @@ def data_keys(words: list[str]) -> dict:
     for word in words:
         key = word.removeprefix("--").partition("=")[0]
         if word.startswith("--") and not key.startswith("data."):
-            options = ["probes", "protocol", "labels-per-class", "unlabelled", "measures", "pairs", "layers", "force"]
-            options += ["weights", "figures", "export", "features"]
+            options = ["probes", "protocol", "labels-per-class", "unlabelled", "measures", "pairs", "layers", "supervised"]
+            options += ["force", "weights", "figures", "export", "features"]
             why = "belongs to training; here only --data.KEY can be replaced" if key in leaves() else "is no option"
             raise UserError(f"--{key} {why}{nearest(key, options)}")
     return {key: typed(key, value) for key, value in command_line(words).items()}

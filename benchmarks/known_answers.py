@@ -4,7 +4,8 @@ Run from the repository root, one thread. Each task is sampled anew for each of 
 results/known_answers/, what is there is not done again. --table prints the Markdown of what is there and runs nothing.
 
 The list below was fixed before its first run. Everything that was chosen - network, rate, steps, the rule of convergence -
-was chosen on other tasks and other draws.
+was chosen on other tasks and other draws; but a first run of seed 0 showed the table of 8 x 8 too low, and discrete columns got
+indicators for it, tried on another table. So the record is of seeds that had not been seen.
 
 A flag is right where it says converged and the estimate is within a tenth of the truth + 0.05 nats, or where it does not say so
 and the estimate is further off.
@@ -36,7 +37,7 @@ from dim.randomness import generator
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "known_answers"
-SEEDS = range(5)
+SEEDS = range(1, 6)
 LARGE, SMALL = 60_000, 15_000  # rows in all; a third trains the critic
 
 Draws = torch.Generator

@@ -38,7 +38,7 @@ def opened(path: Path, run: dict, force: bool = False) -> dict:
         same = all(content["run"][key] == run[key] for key in OF)
     except (OSError, ValueError, LookupError, TypeError):
         same = False
-    return content | {"run": run} if same and not force else {"run": run}
+    return content | {"run": content["run"] | run} if same and not force else {"run": run}
 
 
 def section(content: dict, name: str, heading: dict) -> dict:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,12 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from dim import datasets  # noqa: E402
+from dim.config import Data  # noqa: E402
 from dim.data import Dataset, Split  # noqa: E402
-from dim.encoders import ARCHITECTURES  # noqa: E402
+from dim.encoders import ARCHITECTURES, Encoder  # noqa: E402
+from dim.evals.features import features, set_statistics  # noqa: E402
+from dim.evals.protocol import standardised  # noqa: E402
 
 TINY = {  # three steps on the digits
     "--train.epochs": "1",
@@ -60,6 +65,22 @@ def real_data() -> Path:
     if "DIM_DATA" not in os.environ:
         pytest.skip("set DIM_DATA to the folder that holds cifar-10-batches-py")
     return Path(os.environ["DIM_DATA"])
+
+
+@pytest.fixture
+def cifar_features(real_data) -> dict[str, tuple[torch.Tensor, ...]]:
+    """fc and y of CIFAR-10 by an untrained encoder, as probes see them: x, labels [10,000] of training, then of test images."""
+    return features_of_cifar(real_data)
+
+
+@cache
+def features_of_cifar(root: Path) -> dict[str, tuple[torch.Tensor, ...]]:
+    found = datasets.cifar10(Data(name="cifar10", root=str(root)))
+    found = replace(found, train=Split(found.train.images[:10_000], found.train.labels[:10_000]))
+    encoder = set_statistics(Encoder("basic32x32", 3), found, found.train)
+    train, test = (features(encoder, found, images, layers=("fc", "y")) for images in (found.train, found.test))
+    pairs = {layer: standardised(train[layer], test[layer]) for layer in train}
+    return {layer: (x, found.train.labels, x_test, found.test.labels) for layer, (x, x_test) in pairs.items()}
 
 
 @pytest.fixture

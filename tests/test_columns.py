@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from dim.config import UserError
-from dim.evals.columns import LIMIT, standardised, table
+from dim.evals import columns
+from dim.evals.columns import LIMIT, indicators, standardised, table
 
 
 @pytest.fixture
@@ -74,6 +75,33 @@ def test_what_lies_far_out_is_cut():
     values[60], values[61] = 1e30, -1e30
     found, _ = standardised(values, torch.arange(50), ranks=False)
     assert (found[60].item(), found[61].item()) == (LIMIT, -LIMIT)
+
+
+def test_discrete_columns_become_indicators_of_their_training_levels():
+    draws = torch.Generator().manual_seed(3)
+    grades, bits = torch.randint(4, (90, 1), generator=draws) * 10, torch.randint(2, (90, 1), generator=draws)
+    values = torch.cat([torch.rand(90, 1, generator=draws), grades, bits], 1)
+    values[60, 1] = 5  # no level of the training rows: in none of the indicators
+    found, of = indicators(values, torch.arange(60))
+    assert of.tolist() == [0, 1, 1, 1, 1, 2]
+    assert found[:, [0, 5]].tolist() == values[:, [0, 2]].double().tolist()
+    assert found[:, 1:5].tolist() == [[float(row[1] == level) for level in (0, 10, 20, 30)] for row in values]
+
+
+def test_other_tables_stay_as_they_are(monkeypatch):
+    draws = torch.Generator().manual_seed(3)
+    for rows, values in (
+        (30, torch.rand(90, 2, generator=draws)),  # 30 values in 30 rows are no levels
+        (60, torch.randint(columns.LEVELS * 2, (90, 1), generator=draws)),
+        (60, torch.randint(4, (90, 86), generator=draws)),  # 344 indicators
+    ):
+        found, of = indicators(values, torch.arange(rows))
+        assert found is values
+        assert of.tolist() == list(range(values.shape[1]))
+    monkeypatch.setattr(columns, "INDICATORS", 7)
+    grades = torch.randint(4, (90, 2), generator=draws)
+    assert indicators(grades, torch.arange(60))[0] is grades  # 8 indicators
+    assert indicators(grades[:, :1], torch.arange(60))[0].shape == (90, 4)
 
 
 def test_arrays_of_every_kind_become_tables():

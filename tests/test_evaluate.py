@@ -197,7 +197,7 @@ def test_the_random_encoder_is_the_trained_one_before_its_first_step(trained):
     data = build.dataset(config)
     encoder = evaluate.trained_encoder(config, data.shape, state, "last", trained)
     rows = {
-        kind: evaluate.features_of(kind, config, data, encoder, layers)
+        kind: evaluate.features_of(kind, config, data, encoder, layers, state["step"])
         for kind, layers in (("raw", {"x"}), ("random", {"fc", "y"}), ("trained", {"fc", "y"}))
     }
     found = {f"{kind} {layer}": pair[1] for kind, features_ in rows.items() for layer, pair in features_.parts.items()}
@@ -208,6 +208,30 @@ def test_the_random_encoder_is_the_trained_one_before_its_first_step(trained):
     assert torch.allclose(found["trained y"], features(end, data, data.test)["y"], atol=1e-3)
     assert not torch.allclose(found["random y"], found["trained y"], atol=1e-1)
     assert torch.equal(found["raw x"], data.test.images.flatten(1) / 16)
+
+
+def test_the_same_net_trained_with_labels_is_an_option(two_columns, tmp_path, monkeypatch, capsys):
+    folder, other, made, before = tmp_path / "r", tmp_path / "jsd", [], evaluate.finetuned
+    monkeypatch.setattr(evaluate, "finetuned", lambda *words: made.append(words) or before(*words))
+    for place, estimator in ((folder, "infonce"), (other, "jsd")):
+        assert train.main(tiny(place, "--train.epochs", "20", "--objective.local.estimator", estimator)) == 0
+    assert evaluate.main([str(folder), str(other), "--supervised"]) == 0
+    assert len(made) == 1  # its rows are the same for both runs
+    report = json.loads((folder / "report.json").read_text())
+    rows = report["linear"]["rows"]
+    kinds = ("random", "supervised", "trained")
+    assert list(rows)[2:] == [f"{kind} {layer}" for kind in kinds for layer in ("conv", "fc", "y")]
+    assert rows["supervised y"]["all"]["accuracy"] > rows["trained y"]["all"]["accuracy"] + 0.05
+    words = "head on y, cross-entropy, 60 steps of 419 images, views affine, Adam at 0.001"
+    assert words in report["run"]["supervised rows"]
+    comparison = json.loads((tmp_path / "comparison.json").read_text())["linear"]
+    assert list(comparison) == ["raw pixels", "random encoder", "supervised encoder", "r", "jsd"]
+    capsys.readouterr()
+    assert evaluate.main([str(folder)]) == 0  # without the option the rows stay, and what they are
+    assert "supervised y" in capsys.readouterr().out
+    report = json.loads((folder / "report.json").read_text())
+    assert words in report["run"]["supervised rows"]
+    assert report["linear"]["rows"]["supervised y"] == rows["supervised y"]
 
 
 def test_several_runs_share_their_baselines(trained, two_columns, tmp_path, monkeypatch, capsys):

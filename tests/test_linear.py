@@ -52,6 +52,19 @@ def test_the_probe_is_scikit_learns_logistic_regression(clouds, monkeypatch, pen
     assert probe.weight.T.numpy() == pytest.approx(oracle.coef_, abs=2e-3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("layer", "penalty"), [("y", 1.0), ("fc", 1e-3), ("fc", 0.1)])
+def test_on_cifar_it_is_as_accurate_as_scikit_learn(cifar_features, layer, penalty):
+    x, labels, x_test, test_labels = cifar_features[layer]
+    probe = linear.fit(x, labels, penalty)
+    assert probe.converged
+    oracle = LogisticRegression(C=penalty, tol=1e-4, max_iter=10_000).fit(x.numpy(), labels.numpy())
+    assert oracle.n_iter_.max() < 10_000
+    ours, theirs = linear.accuracy(probe, x_test, test_labels), oracle.score(x_test.numpy(), test_labels.numpy())
+    print(f"{layer}, C {penalty:g}: {100 * ours:.2f} and {100 * theirs:.2f} %")
+    assert ours == pytest.approx(theirs, abs=0.003)
+
+
 def test_covariance_and_start_change_the_speed_and_not_the_answer(clouds, monkeypatch):
     monkeypatch.setattr(linear, "TOLERANCE", 1e-8)
     x, labels = clouds

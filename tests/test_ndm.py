@@ -56,16 +56,17 @@ def test_shifted_columns_never_share_a_row(columns):
 def test_scores_are_those_of_rows_and_of_shuffled_rows(monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 4)
     torch.manual_seed(0)
-    critic = Rows(3, units=8).double()
+    of = torch.tensor([0, 0, 1, 2])  # two columns tell of the first dimension
+    critic = Rows(of, units=8).double()
     torch.nn.init.normal_(critic.head.out.weight)
     torch.nn.init.normal_(critic.head.skip.weight)
-    y, rows = torch.randn(20, 3).double(), torch.randperm(20, generator=draws(3))[:9]
+    y, rows = torch.randn(20, 4).double(), torch.randperm(20, generator=draws(3))[:9]
     pos, neg = critic((y,), rows, 2, draws(1))
     generator = draws(1)
     for k in range(2):
         places = shifted(9, 3, generator)
         for i in range(9):
-            mixed = torch.stack([y[rows[places[i, d]], d] for d in range(3)])
+            mixed = torch.stack([y[rows[places[i, of[d]]], d] for d in range(4)])
             assert neg[i, k].item() == pytest.approx(critic.head(critic.first(mixed)).item(), abs=1e-12)
             assert pos[i, 0].item() == pytest.approx(critic.head(critic.first(y[rows[i]])).item(), abs=1e-12)
 
@@ -98,6 +99,14 @@ def test_a_duplicated_bit_and_dead_columns():
     found = ndm(torch.cat([bit, torch.full((3000, 2), 3.0), bit, torch.rand(3000, 1, generator=draws(1))], 1), steps=150)
     assert found["total_correlation_nats"] == pytest.approx(math.log(2), abs=0.03)
     assert found["dead_columns"] == 2
+
+
+def test_levels_of_a_discrete_column_are_shuffled_together():
+    """Five levels are five indicators, which depend on each other; shuffled apart they would be worth about 1 nat."""
+    y = torch.randint(5, (3000, 3), generator=draws())
+    assert abs(ndm(y, steps=100)["total_correlation_nats"]) < 0.03
+    y[:, 2] = (y[:, 0] + y[:, 1]) % 5
+    assert ndm(y, steps=150)["total_correlation_nats"] == pytest.approx(math.log(5), rel=0.03)
 
 
 def test_rotated_uniforms():

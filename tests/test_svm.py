@@ -83,6 +83,19 @@ def test_the_svm_is_scikit_learns_linear_svc(monkeypatch, penalty, images):
     assert (x @ probe.weight + probe.bias).numpy() == pytest.approx(oracle.decision_function(x.numpy()), abs=5e-3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("layer", "penalty"), [("y", 0.1), ("fc", 1e-4), ("fc", 1e-2)])
+def test_on_cifar_it_is_as_accurate_as_linear_svc(cifar_features, layer, penalty):
+    x, labels, x_test, test_labels = cifar_features[layer]
+    probe = svm.fit(x, labels, penalty)
+    assert probe.converged
+    oracle = LinearSVC(C=penalty, tol=1e-6, max_iter=10_000, dual=False, intercept_scaling=1e2).fit(x.numpy(), labels.numpy())
+    assert oracle.n_iter_ < 10_000
+    ours, theirs = linear.accuracy(probe, x_test, test_labels), oracle.score(x_test.numpy(), test_labels.numpy())
+    print(f"{layer}, C {penalty:g}: {100 * ours:.2f} and {100 * theirs:.2f} %")
+    assert ours == pytest.approx(theirs, abs=0.003)
+
+
 def test_the_probe_predicts_from_subsets_as_from_a_fit_alone():
     x, labels = clouds_of(300)
     subset = torch.arange(100, 180)

@@ -268,7 +268,8 @@ def test_online_without_a_network_goes_on_offline_soon(untracked, tmp_path, monk
     assert run(folder, "online") == 0
     assert time.perf_counter() - clock < 25
     assert "the run goes on offline" in one_warning(capsys)
-    assert [len(file["rows"]) for file in files(folder)] == [0, 3]
+    # the attempt online leaves an empty file; folders begun in one second are told apart by the mode alone
+    assert sorted(len(file["rows"]) for file in files(folder)) == [0, 3]
     assert same_weights(untracked, folder)
     assert not [path for path in folder.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
 

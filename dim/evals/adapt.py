@@ -42,7 +42,7 @@ class Adaptation:
     diversity: float = 0.1
     steps: int = 1000
     seed: int = 0
-    batch: int = 128
+    batch: int = 64
     lr: float = 1e-4
 
     def __post_init__(self):

@@ -10,6 +10,7 @@ from dim.config import UserError
 FEWEST = 30  # rows: thirds of ten
 BLOCK = 64  # columns at a time, so that nothing else of the input's size is made
 LIMIT = 10.0  # standard deviations
+LEVELS, INDICATORS = 32, 256  # of a column with indicators, and in all of a table's
 
 
 def table(values: Any, name: str) -> Tensor:
@@ -23,6 +24,30 @@ def table(values: Any, name: str) -> Tensor:
     if bad := sum(int((~part.isfinite()).sum()) for part in found.split(4096)):
         raise UserError(f"{name} has {bad:,} of {found.numel():,} values that are not finite: leave those rows out")
     return found
+
+
+def indicators(values: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
+    """values [n, D] -> columns [n, W], and of which of the D each is; discrete columns become an indicator for each level.
+
+    Discrete: 3 to LEVELS different values on the training rows, ten rows for each of them on average. A critic that sees a
+    level as a number learns log ratios that jump slowly: of a table of 12 x 12 with 0.85 nats it read 3 % too little, and with
+    half of the steps 9 %, with indicators 1.5 % in both cases. A table that would have more than INDICATORS of them, as images
+    of few grey levels, stays as it is.
+    """
+    plain = values, torch.arange(values.shape[1], device=values.device)
+    if values.shape[1] > INDICATORS // 3:
+        return plain
+    levels = [column.unique() for column in values[train.to(values.device)].T]
+    most = min(LEVELS, len(train) // 10)
+    sizes = [len(found) if 3 <= len(found) <= most else 1 for found in levels]
+    if max(sizes) == 1 or sum(size for size in sizes if size > 1) > INDICATORS:
+        return plain
+    columns = values.T[:, :, None]
+    parts = [
+        (column == found).to(torch.float64) if size > 1 else column.double()
+        for column, found, size in zip(columns, levels, sizes, strict=True)
+    ]
+    return torch.cat(parts, 1), plain[1].repeat_interleave(torch.tensor(sizes, device=values.device))
 
 
 def standardised(values: Tensor, train: Tensor, ranks: bool) -> tuple[Tensor, int]:

@@ -48,8 +48,8 @@ class FineTuning:
     seed: int = 0
     losses: Mapping[str, float] = field(default_factory=dict)
     diversity: float = 0.1
-    batch: int = 64
-    unlabelled_batch: int = 128
+    batch: int = 32
+    unlabelled_batch: int = 64
     lr: float = 1e-3
     encoder_lr: float = 3e-4
 

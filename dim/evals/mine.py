@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dim.config import UserError
-from dim.evals.columns import standardised, table
+from dim.evals.columns import indicators, standardised, table
 from dim.evals.ratio import CHUNK, STEPS, UNITS, Head, estimate, thirds
 
 
@@ -50,6 +50,6 @@ def mine(x: Any, z: Any, seed: int = 0, estimator: str = "jsd", ranks: bool = Tr
     if len(tables[0]) != len(tables[1]):
         raise UserError(f"x has {len(tables[0]):,} rows and z {len(tables[1]):,}: they must be pairs")
     split = thirds(len(tables[0]), seed)
-    (x, dead_x), (z, dead_z) = (standardised(values, split[0], ranks) for values in tables)
+    (x, dead_x), (z, dead_z) = (standardised(indicators(values, split[0])[0], split[0], ranks) for values in tables)
     found = estimate((x, z), lambda: Pairs(x.shape[1], z.shape[1]), split, estimator, steps, seed)
     return {"mi_nats": found.pop("nats"), **found, "dead_columns": [dead_x, dead_z]}

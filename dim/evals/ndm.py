@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dim.evals.columns import standardised, table
+from dim.evals.columns import indicators, standardised, table
 from dim.evals.ratio import CHUNK, STEPS, UNITS, Head, estimate, thirds
 
 Shuffle = Callable[[int, int, torch.Generator], Tensor]
@@ -31,23 +31,25 @@ def shifted(rows: int, columns: int, draws: torch.Generator) -> Tensor:
 
 
 class Rows(nn.Module):
-    """The critic T(y)."""
+    """The critic T(y). of: for each column of the data which dimension of y it tells of; they are shuffled together."""
 
-    def __init__(self, width: int, shuffle: Shuffle = shifted, units: int = UNITS):
+    def __init__(self, of: Tensor, shuffle: Shuffle = shifted, units: int = UNITS):
         super().__init__()
-        self.first, self.head, self.shuffle = nn.Linear(width, units), Head(units), shuffle
+        self.first, self.head, self.shuffle = nn.Linear(len(of), units), Head(units), shuffle
+        self.of = of.cpu()
 
     def forward(self, data: Sequence[Tensor], rows: Tensor, shuffles: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
-        """data y [n, D], rows [B] -> scores of these rows [B, 1], and of as many shuffled ones [B, shuffles]."""
+        """data y [n, W], rows [B] -> scores of these rows [B, 1], and of as many shuffled ones [B, shuffles]."""
         (y,) = data
         columns = torch.arange(y.shape[1], device=y.device)
 
         def scores(places: Tensor) -> Tensor:
-            """places [B, 1] or [B, D] among the rows, for each column -> scores [B]."""
+            """places [B, 1] or [B, W] among the rows, for each column -> scores [B]."""
             parts = (rows[part.to(rows.device)] for part in places.split(CHUNK))
             return torch.cat([self.head(self.first(y[part, columns])) for part in parts])
 
-        neg = [scores(self.shuffle(len(rows), y.shape[1], draws)) for _ in range(shuffles)]
+        dimensions = int(self.of[-1]) + 1
+        neg = [scores(self.shuffle(len(rows), dimensions, draws)[:, self.of]) for _ in range(shuffles)]
         return scores(torch.arange(len(rows))[:, None])[:, None], torch.stack(neg, 1)
 
 
@@ -70,6 +72,7 @@ def ndm(
     if squash:
         values = values.double().sigmoid()
     split = thirds(len(values), seed)
-    prepared, dead = standardised(values, split[0], ranks)
-    found = estimate((prepared,), lambda: Rows(prepared.shape[1], shuffle), split, estimator, steps, seed)
+    columns, of = indicators(values, split[0])
+    prepared, dead = standardised(columns, split[0], ranks)
+    found = estimate((prepared,), lambda: Rows(of, shuffle), split, estimator, steps, seed)
     return {"total_correlation_nats": found.pop("nats"), **found, "dead_columns": dead, "squash": squash}

@@ -1,6 +1,7 @@
 """Sections of a report: for each evaluator what stands above its numbers, its rows, and what fills each of them.
 
-A row needs features of one kind: raw pixels (layer x), the encoder before training, or the trained one.
+A row needs features of one kind: raw pixels (layer x), or those of the encoder before training, of the same net trained with
+labels, or of the trained one.
 """
 
 import time
@@ -18,7 +19,8 @@ from dim.evals.ndm import ndm
 from dim.evals.protocol import Kind
 from dim.evals.ratio import spread
 
-KINDS = ("raw", "random", "trained")
+KINDS = ("raw", "random", "supervised", "trained")
+ENCODERS = ("random", "trained")  # of which sections have rows where nothing else is asked for
 SEEDS = 3  # of measures and of fine-tuning
 
 
@@ -57,12 +59,20 @@ class Section(NamedTuple):
     rows: list[Row]
 
 
-def places(layers: Sequence[str]) -> list[tuple[str, str, str]]:
-    """(name, kind, layer) of what is probed: raw pixels, then each layer before and after training."""
-    return [("raw pixels", "raw", "x"), *((f"{kind} {layer}", kind, layer) for kind in KINDS[1:] for layer in layers)]
+def places(layers: Sequence[str], encoders: Sequence[str] = ENCODERS) -> list[tuple[str, str, str]]:
+    """(name, kind, layer) of what is probed: raw pixels, then each layer of each encoder."""
+    return [("raw pixels", "raw", "x"), *((f"{kind} {layer}", kind, layer) for kind in encoders for layer in layers)]
 
 
-def probe(title: str, kind: Kind, data: Dataset, layers: Sequence[str], few: Sequence[int], split_seed: int) -> Section:
+def probe(
+    title: str,
+    kind: Kind,
+    data: Dataset,
+    layers: Sequence[str],
+    few: Sequence[int],
+    split_seed: int,
+    encoders: Sequence[str] = ENCODERS,
+) -> Section:
     """A probe under the clean protocol; few: numbers of labels a class that get a column."""
     columns = protocol.columns_for(data, few)
     heading = accuracy(data, protocol.described(kind, data, columns), list(protocol.subsets_of(columns, data)))
@@ -73,14 +83,11 @@ def probe(title: str, kind: Kind, data: Dataset, layers: Sequence[str], few: Seq
         return run(name, *pair)
 
     unscaled = [(protocol.UNSCALED, "raw", "x")] * columns.unscaled
-    return Section(
-        title,
-        heading,
-        [Row(name, which, (layer,), partial(act, name, layer)) for name, which, layer in [*unscaled, *places(layers)]],
-    )
+    listed = [*unscaled, *places(layers, encoders)]
+    return Section(title, heading, [Row(name, which, (layer,), partial(act, name, layer)) for name, which, layer in listed])
 
 
-def paper(data: Dataset, layers: Sequence[str]) -> Section:
+def paper(data: Dataset, layers: Sequence[str], encoders: Sequence[str] = ENCODERS) -> Section:
     """The paper's MLP, which is compared with the paper only."""
 
     def act(layer: str, features: Features) -> dict:
@@ -88,7 +95,7 @@ def paper(data: Dataset, layers: Sequence[str]) -> Section:
         labels, test_labels = data.train.labels.to(x.device), data.test.labels.to(x.device)
         return {"all": mlp.paper(x, labels, x_test, test_labels)}
 
-    rows = [Row(name, which, (layer,), partial(act, layer)) for name, which, layer in places(layers)]
+    rows = [Row(name, which, (layer,), partial(act, layer)) for name, which, layer in places(layers, encoders)]
     return Section("mlp, the paper's protocol", accuracy(data, f"{data.name}, {mlp.PAPER_WORDS}", ["all"]), rows)
 
 
@@ -123,7 +130,7 @@ def fine_tuned(data: Dataset, layers: Sequence[str], few: Sequence[int], losses:
     return Section(title, accuracy(data, words, [str(count) for count in few]), rows)
 
 
-def mutual_information(data: Dataset, pairs: Sequence[tuple[str, str]]) -> Section:
+def mutual_information(data: Dataset, pairs: Sequence[tuple[str, str]], encoders: Sequence[str] = ENCODERS) -> Section:
     """MINE between layers, x being pixels."""
 
     def act(a: str, b: str, features: Features) -> dict:
@@ -135,11 +142,11 @@ def mutual_information(data: Dataset, pairs: Sequence[tuple[str, str]]) -> Secti
         f"mutual information in nats between layers (x: pixels) of the {len(data.train):,} training images of {data.name}: "
         f"{HELD_OUT}; an encoder that tells n images apart has log n on them, and no n images certify more"
     )
-    rows = [Row(f"{kind} {a}:{b}", kind, (a, b), partial(act, a, b)) for kind in KINDS[1:] for a, b in pairs]
+    rows = [Row(f"{kind} {a}:{b}", kind, (a, b), partial(act, a, b)) for kind in encoders for a, b in pairs]
     return Section("mine", {"protocol": words}, rows)
 
 
-def total_correlation(data: Dataset, layers: Sequence[str]) -> Section:
+def total_correlation(data: Dataset, layers: Sequence[str], encoders: Sequence[str] = ENCODERS) -> Section:
     """NDM of codes, as they are and through the prior's sigmoid."""
 
     def act(layer: str, squash: bool, features: Features) -> dict:
@@ -154,7 +161,7 @@ def total_correlation(data: Dataset, layers: Sequence[str]) -> Section:
     )
     rows = [
         Row(f"{kind} {layer}{', squashed' * squash}", kind, (layer,), partial(act, layer, squash))
-        for kind in KINDS[1:]
+        for kind in encoders
         for layer in layers
         for squash in (False, True)
     ]
@@ -173,7 +180,7 @@ def terms(runs: Sequence[dict]) -> dict:
     return {key: sum(run[key] for run in runs) / len(runs) for key in keys}
 
 
-def decoded(data: Dataset, layers: Sequence[str]) -> Section:
+def decoded(data: Dataset, layers: Sequence[str], encoders: Sequence[str] = ENCODERS) -> Section:
     """MS-SSIM of images and what a decoder makes of a layer."""
 
     def act(layer: str, features: Features) -> dict:
@@ -188,7 +195,7 @@ def decoded(data: Dataset, layers: Sequence[str]) -> Section:
         f"mean squared error of the {len(data.test):,} test images; mean image: the mean training image in place of each "
         "reconstruction"
     )
-    rows = [Row(f"{kind} {layer}", kind, (layer,), partial(act, layer)) for kind in KINDS[1:] for layer in layers]
+    rows = [Row(f"{kind} {layer}", kind, (layer,), partial(act, layer)) for kind in encoders for layer in layers]
     return Section("reconstruction", {"protocol": words}, rows)
 
 
