@@ -13,7 +13,7 @@ from dim.critics import CRITICS, Concat, Critic
 from dim.data import Dataset
 from dim.datasets import DATASETS
 from dim.encoders import ARCHITECTURES, Encoder, local_layers, places
-from dim.estimators import ESTIMATORS, UNITS, ceiling
+from dim.estimators import ESTIMATORS
 from dim.evals.knn import KNN
 from dim.evals.linear import LINEAR
 from dim.evals.mlp import MLP
@@ -112,15 +112,16 @@ def term(config: Config, c: TermConfig, name: str, m: Tensor) -> tuple[Term, Ter
     if c.estimator == "dv_per_anchor" and fewest == 1:
         raise UserError(f"{key}: dv_per_anchor with 1 negative grows without end: raise {key}.k or choose another estimator")
     critic = seeded(config, name, lambda: make_critic(c, config, width))
-    made = Term(critic, ESTIMATORS[c.estimator], negatives, symmetric=c.symmetric)
-    ceilings = [ceiling(c.estimator, n) for n in ([k, images - 1] if c.symmetric else [k])]
+    estimator = ESTIMATORS[c.estimator]
+    made = Term(critic, estimator, negatives, symmetric=c.symmetric)
+    ceilings = [estimator.ceiling(n) for n in ([k, images - 1] if c.symmetric else [k])]
     limit = None if None in ceilings else sum(filter(None, ceilings)) / len(ceilings)
     pairs = images * (images * locations if c.negatives == "all" else k)
     score_bytes = 4 * pairs * (c.units if c.critic == "concat" else 1)
     warning = ""
     if c.estimator == "dv_per_anchor" and fewest < 256:
         warning = f"{key}: dv_per_anchor with {fewest} negatives; below about 256 its scores run away"
-    return made, TermFacts(name, UNITS[c.estimator], locations, k, limit, score_bytes, warning)
+    return made, TermFacts(name, estimator.unit, locations, k, limit, score_bytes, warning)
 
 
 def make_critic(c: TermConfig, config: Config, width: int) -> Critic:

@@ -102,7 +102,9 @@ class Encoder:
 @dataclass(frozen=True)
 class Term:
     weight: float = option(0.0, "weight of the term (alpha for glob, beta for local); 0: not built", at_least=0)
-    estimator: Literal["jsd", "dv", "dv_per_anchor", "infonce"] = option("infonce", "estimator of the term")
+    estimator: Literal["jsd", "dv", "dv_per_anchor", "infonce", "nwj", "nce", "rkl", "chi2", "hellinger", "tv"] = option(
+        "infonce", "estimator of the term"
+    )
     critic: Literal["dot", "concat"] = option("dot", "critic of the term")
     units: int = option(2048, "width of the critic's embedding; the paper: dot 2048, concat 512", at_least=1)
     scale: float | Literal["1/sqrt(units)"] = option(1.0, "dot: factor of the scores; the paper: 1", above=0)

@@ -12,10 +12,18 @@ Beside ours, so that logs can be compared (Hjelm et al., ICLR 2019, arXiv 1808.0
     infonce    (5), plus log(K + 1)         log(K + 1) - this, its own image's other locations standing as scores of -10
 
 so zero scores give a loss of -0 for "JSD" there and log(K + 1) for "nce" (8.302 at batch 64 and 64 locations).
+
+Bounds on an f-divergence D_f(joint | product) = E_product f(r) follow in one step (f-GAN: Nowozin, Cseke & Tomioka 2016): f is
+the supremum of its tangents, so D_f >= E g(T+) - E f*(g(T-)), f* its convex conjugate and g a map of any score into f*'s
+domain, with equality where g(T) = f'(r). Each docstring names its f and g.
+
+exp overflows where a score passes 88 in float32 and 709 in float64: nwj, rkl and hellinger are then -inf, never NaN, and
+training stops with the number of the step. chi2 squares and overflows far later; the others cannot.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -75,6 +83,81 @@ def infonce(pos: Tensor, neg: Tensor) -> Tensor:
     return (pos - torch.logaddexp(pos, others)).mean() + math.log(neg.shape[1] + 1)
 
 
+def nwj(pos: Tensor, neg: Tensor) -> Tensor:
+    """Mutual information in nats by Nguyen, Wainwright & Jordan 2010, as a log ratio: 1 + E T+ - E e^T-.
+
+    pos [A, L], neg [A, K] -> scalar without a ceiling; unbiased, but its variance grows as e^(2 I) / negatives. Best
+    critic log r. f-GAN's KL: f(u) = u log u, f*(t) = e^(t - 1), g(T) = 1 + T. MINE-f with 1 added to its T.
+    """
+    pos, neg = checked(pos, neg)
+    return 1 + pos.mean() - neg.exp().mean()
+
+
+def nce(pos: Tensor, neg: Tensor) -> Tensor:
+    """Noise-contrastive estimation: E log s(T+ - log K) + K E log s(log K - T-) + its value at T = 0, s the logistic function.
+
+    pos [A, L], neg [A, K] -> scalar, at most log(1 + K) + K log((1 + K) / K): for each of K + 1 pairs whether it is the own
+    one, with prior odds of 1 to K. jsd at K = 1. Best critic log r, whatever K. Gutmann & Hyvarinen 2010.
+    """
+    pos, neg = checked(pos, neg)
+    k = neg.shape[1]
+    shift = math.log(k)
+    return ceiling_of_nce(k) - softplus(shift - pos).mean() - k * softplus(neg - shift).mean()
+
+
+def ceiling_of_nce(k: int) -> float:
+    return math.log1p(k) + k * math.log1p(1 / k)
+
+
+def rkl(pos: Tensor, neg: Tensor) -> Tensor:
+    """Reverse KL divergence in nats, of the product from the joint: 1 - E e^-T+ - E T-.
+
+    pos [A, L], neg [A, K] -> scalar without a ceiling. Best critic log r. f(u) = -log u, f*(t) = -1 - log(-t), g(T) = -e^-T.
+    """
+    pos, neg = checked(pos, neg)
+    return 1 - (-pos).exp().mean() - neg.mean()
+
+
+def chi2(pos: Tensor, neg: Tensor) -> Tensor:
+    """Pearson's chi-squared divergence, E r - 1 over the joint: E T+ - E[T-^2 / 4 + T-].
+
+    pos [A, L], neg [A, K] -> scalar without a ceiling. Best critic 2 (r - 1). f(u) = (u - 1)^2, f*(t) = t^2 / 4 + t,
+    g(T) = T. The official code's "X2" is another function and no bound: it grows with |T| of either sign on both sides.
+    """
+    pos, neg = checked(pos, neg)
+    return pos.mean() - (neg.square() / 4 + neg).mean()
+
+
+def hellinger(pos: Tensor, neg: Tensor) -> Tensor:
+    """Squared Hellinger distance, the sum of (sqrt p - sqrt q)^2: 2 - E e^-T+ - E e^T-.
+
+    pos [A, L], neg [A, K] -> scalar, at most 2. Best critic (log r) / 2. f(u) = (sqrt u - 1)^2, f*(t) = t / (1 - t),
+    g(T) = 1 - e^-T.
+    """
+    pos, neg = checked(pos, neg)
+    return 2 - (-pos).exp().mean() - neg.exp().mean()
+
+
+def tv(pos: Tensor, neg: Tensor) -> Tensor:
+    """Total variation, half the sum of |p - q|: (E tanh T+ - E tanh T-) / 2.
+
+    pos [A, L], neg [A, K] -> scalar, at most 1. Best critic +-infinity by the sign of r - 1. f(u) = |u - 1| / 2, f*(t) = t on
+    [-1/2, 1/2], g(T) = tanh(T) / 2.
+    """
+    pos, neg = checked(pos, neg)
+    return (pos.tanh().mean() - neg.tanh().mean()) / 2
+
+
+def smile(pos: Tensor, neg: Tensor, tau: float = 5.0) -> Tensor:
+    """A read-out in nats for critics that estimate log r, not trained by: E T+ - log of the mean of e^T- with T- cut to +-tau.
+
+    pos [A, L], neg [A, K] -> scalar. Less variance than dv and no bound: it reads too much where r passes e^tau. Song &
+    Ermon 2020, arXiv 1910.06222, in the form of its code. tau = infinity: dv.
+    """
+    pos, neg = checked(pos, neg)
+    return pos.mean() - logmeanexp(neg.clamp(-tau, tau))
+
+
 def raised(scores: Tensor) -> Tensor:
     """Half-precision scores as float32; float32 and float64 as they are."""
     return scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores
@@ -87,10 +170,32 @@ def checked(pos: Tensor, neg: Tensor) -> tuple[Tensor, Tensor]:
     return raised(pos), raised(neg)
 
 
-def ceiling(estimator: str, k: int) -> float | None:
-    """The value that an estimator cannot pass with k negatives for each anchor, in its own unit; None: there is none."""
-    return {"jsd": 2 * math.log(2), "infonce": math.log(k + 1)}.get(estimator)
+@dataclass(frozen=True)
+class Estimator:
+    """An estimator by name: called as its function, with what a reader of its values must know.
+
+    ceiling(k): the value that it cannot pass with k negatives for each anchor, in its unit; None: there is none. log_ratio:
+    whether its best critic is log r itself, so that nwj and smile may read the critic out.
+    """
+
+    function: Callable[[Tensor, Tensor], Tensor]
+    unit: str  # nats: of mutual information; else the divergence
+    ceiling: Callable[[int], float | None] = lambda k: None
+    log_ratio: bool = False
+
+    def __call__(self, pos: Tensor, neg: Tensor) -> Tensor:
+        return self.function(pos, neg)
 
 
-ESTIMATORS = {"jsd": jsd, "dv": dv, "dv_per_anchor": dv_per_anchor, "infonce": infonce}
-UNITS = {"jsd": "jsd", "dv": "nats", "dv_per_anchor": "nats", "infonce": "nats"}  # jsd: nats of divergence, not of information
+ESTIMATORS = {
+    "jsd": Estimator(jsd, "jsd", lambda k: 2 * math.log(2), log_ratio=True),
+    "dv": Estimator(dv, "nats"),
+    "dv_per_anchor": Estimator(dv_per_anchor, "nats"),
+    "infonce": Estimator(infonce, "nats", lambda k: math.log(k + 1)),
+    "nwj": Estimator(nwj, "nats", log_ratio=True),
+    "nce": Estimator(nce, "nce", ceiling_of_nce, log_ratio=True),
+    "rkl": Estimator(rkl, "rkl", log_ratio=True),
+    "chi2": Estimator(chi2, "chi2"),
+    "hellinger": Estimator(hellinger, "hellinger", lambda k: 2.0),
+    "tv": Estimator(tv, "tv", lambda k: 1.0),
+}

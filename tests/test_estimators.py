@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dim.estimators import ESTIMATORS, UNITS, ceiling, dv, dv_per_anchor, infonce, jsd, logmeanexp
+from dim.estimators import ESTIMATORS, dv, dv_per_anchor, infonce, jsd, logmeanexp, nce, nwj, smile
+from dim.information import js_divergence, kl_divergence, mutual_information
 
 LOG2 = math.log(2)
 SHAPES = [(1, 1, 1), (1, 3, 2), (5, 1, 1), (4, 3, 6)]  # A anchors, L positives and K negatives of each
@@ -50,7 +51,43 @@ def infonce_loop(pos, neg):
     return fmean(values)
 
 
-LOOPS = {"jsd": jsd_loop, "dv": dv_loop, "dv_per_anchor": dv_per_anchor_loop, "infonce": infonce_loop}
+def flat(scores):
+    return [t for row in scores for t in row]
+
+
+def nwj_loop(pos, neg):
+    return 1 + fmean(flat(pos)) - fmean(map(math.exp, flat(neg)))
+
+
+def nce_loop(pos, neg):
+    """K + 1 pairs, one of them the own one: log-likelihood of telling each, with the prior odds 1 : K."""
+    k = len(neg[0])
+    own = [math.log(math.exp(t) / (math.exp(t) + k)) for t in flat(pos)]
+    other = [math.log(k / (math.exp(t) + k)) for t in flat(neg)]
+    return fmean(own) + k * fmean(other) - math.log(1 / (1 + k)) - k * math.log(k / (1 + k))
+
+
+def conjugate_loop(g, conjugate):
+    """E g(T+) - E f*(g(T-)), as every bound of f-GAN is."""
+    return lambda pos, neg: fmean(map(g, flat(pos))) - fmean(conjugate(g(t)) for t in flat(neg))
+
+
+LOOPS = {
+    "jsd": jsd_loop,
+    "dv": dv_loop,
+    "dv_per_anchor": dv_per_anchor_loop,
+    "infonce": infonce_loop,
+    "nwj": nwj_loop,
+    "nce": nce_loop,
+    "rkl": conjugate_loop(lambda t: -math.exp(-t), lambda u: -1 - math.log(-u)),
+    "chi2": conjugate_loop(lambda t: t, lambda u: u**2 / 4 + u),
+    "hellinger": conjugate_loop(lambda t: 1 - math.exp(-t), lambda u: u / (1 - u)),
+    "tv": conjugate_loop(lambda t: math.tanh(t) / 2, lambda u: u),
+}
+CONJUGATES = {  # of those that have a name of their own too
+    "jsd": conjugate_loop(lambda t: LOG2 - math.log(1 + math.exp(-t)), lambda u: -math.log(2 - math.exp(u))),
+    "nwj": conjugate_loop(lambda t: 1 + t, lambda u: math.exp(u - 1)),
+}
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -66,8 +103,15 @@ def test_gradient_equals_finite_differences(estimator):
     assert torch.autograd.gradcheck(estimator, scores)
 
 
-def test_every_estimator_has_a_unit():
-    assert set(UNITS) == set(ESTIMATORS)
+@pytest.mark.parametrize("name", CONJUGATES)
+def test_it_is_the_bound_of_its_convex_conjugate(name):
+    pos, neg = random_scores(4, 3, 6)
+    assert ESTIMATORS[name](pos, neg).item() == pytest.approx(CONJUGATES[name](pos.tolist(), neg.tolist()), abs=1e-12)
+
+
+def test_nce_with_one_negative_is_jsd():
+    pos, neg = random_scores(4, 3, 1)
+    torch.testing.assert_close(nce(pos, neg), jsd(pos, neg), rtol=0, atol=1e-14)
 
 
 # ---- known values
@@ -79,23 +123,47 @@ def test_zero_at_zero_scores(estimator, shape):
     anchors, positives, negatives = shape
     value = estimator(torch.zeros(anchors, positives).double(), torch.zeros(anchors, negatives).double())
     assert value.ndim == 0
-    assert abs(value.item()) < 1e-15
+    assert abs(value.item()) < 2e-15
 
 
-@pytest.mark.parametrize(("name", "value"), [("jsd", 2 * LOG2), ("infonce", math.log(8)), ("dv", 2e4), ("dv_per_anchor", 2e4)])
-def test_perfect_scores_reach_the_ceiling_or_have_none(name, value):
+PERFECT = {  # at scores of +-1e4, and whether it is the ceiling
+    "jsd": (2 * LOG2, True),
+    "infonce": (math.log(8), True),
+    "nce": (math.log(8) + 7 * math.log(8 / 7), True),
+    "hellinger": (2, True),
+    "tv": (1, True),
+    "dv": (2e4, False),
+    "dv_per_anchor": (2e4, False),
+    "nwj": (1 + 1e4, False),
+    "rkl": (1 + 1e4, False),
+    "chi2": (1e4 - (1e8 / 4 - 1e4), False),  # to be far off in either direction is wrong
+}
+REVERSED = {
+    "jsd": 2 * LOG2 - 2e4,
+    "infonce": math.log(8 / 7) - 2e4,
+    "nce": math.log(8) + 7 * math.log(8 / 7) - (1e4 + math.log(7)) - 7 * (1e4 - math.log(7)),
+    "hellinger": -math.inf,
+    "tv": -1,
+    "dv": -2e4,
+    "dv_per_anchor": -2e4,
+    "nwj": -math.inf,
+    "rkl": -math.inf,
+    "chi2": -1e4 - (1e8 / 4 + 1e4),
+}
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_perfect_scores_reach_the_ceiling_or_have_none(name):
     pos, neg = torch.full((5, 3), 1e4).double(), torch.full((5, 7), -1e4).double()
+    value, top = PERFECT[name]
     assert ESTIMATORS[name](pos, neg).item() == pytest.approx(value, rel=1e-12)
-    assert ceiling(name, 7) == (pytest.approx(value) if value < 2e4 else None)
+    assert ESTIMATORS[name].ceiling(7) == (pytest.approx(value) if top else None)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("jsd", 2 * LOG2 - 2e4), ("infonce", math.log(8 / 7) - 2e4), ("dv", -2e4), ("dv_per_anchor", -2e4)],
-)
-def test_reversed_scores_are_as_bad_as_they_should_be(name, value):
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_reversed_scores_are_as_bad_as_they_should_be(name):
     pos, neg = torch.full((5, 3), -1e4).double(), torch.full((5, 7), 1e4).double()
-    assert ESTIMATORS[name](pos, neg).item() == pytest.approx(value, abs=1e-9)
+    assert ESTIMATORS[name](pos, neg).item() == pytest.approx(REVERSED[name], abs=1e-9)
 
 
 def test_jsd_keeps_float64_where_softplus_turns_linear():
@@ -179,19 +247,28 @@ def test_inequalities_between_them(scores):
 # ---- numbers of every size and type
 
 
+OVERFLOW = {
+    "nwj": (0, 1),
+    "rkl": (-1, 0),
+    "hellinger": (-1, 1),
+}  # by name the signs of pos and neg at which its exp is infinite
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("signs", list(product((-1, 1, None), repeat=2)))
-@each_estimator
-def test_extreme_scores_stay_finite(estimator, signs, dtype):
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_extreme_scores_stay_finite_or_are_minus_infinity(name, signs, dtype):
     """All +-1e4 of one sign, or (None) both signs in every row."""
     mixed = torch.tensor([1e4, -1e4, 1e4])
     pos, neg = ((mixed if s is None else torch.full((3,), s * 1e4)).to(dtype).repeat(4, 1).requires_grad_() for s in signs)
-    value = estimator(pos, neg)
+    value = ESTIMATORS[name](pos, neg)
     gradients = torch.autograd.grad(value, [pos, neg])
-    assert all(t.isfinite().all() for t in (value, *gradients))
+    assert not any(t.isnan().any() for t in (value, *gradients))
+    too_large = any(bad and sign in (bad, None) for sign, bad in zip(signs, OVERFLOW.get(name, (0, 0)), strict=True))
+    assert value.item() == -math.inf if too_large else math.isfinite(value.item())
     # neither side is forgotten, and no gradient pushes the wrong way
     assert (gradients[0] >= 0).all()
-    assert (gradients[1] <= 0).all()
+    assert (gradients[1] <= 0).all() or name == "chi2"  # which wants T- at -2, not below
 
 
 def test_jsd_gradient_saturates_at_one_over_the_number_of_pairs():
@@ -294,6 +371,93 @@ def test_expectations_on_a_binary_channel(k):
             expected["infonce"] += likely * share * math.log(r / ((r + total) / (k + 1)))
     for name, value in expected.items():
         assert ESTIMATORS[name](pos, neg).item() == pytest.approx(value, abs=1e-13)
+
+
+def counted(seed=0):
+    """A joint table of two variables of 3 and 4 values with whole counts out of 40, none 0."""
+    draws = torch.Generator().manual_seed(seed)
+    counts = 1 + torch.multinomial(torch.ones(12), 28, replacement=True, generator=draws).bincount(minlength=12)
+    return counts.view(3, 4)
+
+
+def best_scores(counts, critic):
+    """critic(r) of every pair as often as it occurs, and of every product pair: pos [n, 1], neg [n, n], float64 with gradient.
+
+    The rows of neg hold each pair of an x and a y of the n, so means over them are expectations; no sampling.
+    """
+    n = int(counts.sum())
+    x, y = (
+        i.repeat_interleave(counts.flatten())
+        for i in torch.meshgrid(*map(torch.arange, counts.shape), indexing="ij")
+        for i in [i.flatten()]
+    )
+    r = counts * n / (counts.sum(1, keepdim=True) * counts.sum(0)).double()
+    table = critic(r).clone().requires_grad_()
+    return table, table[x, y][:, None], table[x[:, None], y[None, :]]
+
+
+LOG, HALF, LINEAR, SIGN = torch.log, lambda r: r.log() / 2, lambda r: 2 * (r - 1), lambda r: 40 * (r - 1).sign()
+EXACT = {  # name: best critic, the divergence of p = joint and q = product, both flat; k: negatives of an anchor
+    "jsd": (LOG, lambda p, q, k: 2 * js_divergence(p, q)),
+    "dv": (lambda r: r.log() - 3, lambda p, q, k: kl_divergence(p, q)),
+    "nwj": (LOG, lambda p, q, k: kl_divergence(p, q)),
+    "nce": (LOG, lambda p, q, k: kl_divergence(p, (p + k * q) / (1 + k)) + k * kl_divergence(q, (p + k * q) / (1 + k))),
+    "rkl": (LOG, lambda p, q, k: kl_divergence(q, p)),
+    "chi2": (LINEAR, lambda p, q, k: ((p - q) ** 2 / q).sum().item()),
+    "hellinger": (HALF, lambda p, q, k: ((p.sqrt() - q.sqrt()) ** 2).sum().item()),
+    "tv": (SIGN, lambda p, q, k: (p - q).abs().sum().item() / 2),
+}
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("name", EXACT)
+def test_the_best_critic_gives_the_exact_divergence_of_a_table(name, seed):
+    """The value, that it is the largest there is, and that nothing pulls: the gradient to the critic's table is 0."""
+    counts = counted(seed)
+    critic, divergence = EXACT[name]
+    table, pos, neg = best_scores(counts, critic)
+    p = counts.double() / counts.sum()
+    q = p.sum(1, keepdim=True) * p.sum(0)
+    value = ESTIMATORS[name](pos, neg)
+    assert value.item() == pytest.approx(divergence(p.flatten(), q.flatten(), neg.shape[1]), abs=1e-10)
+    (gradient,) = torch.autograd.grad(value, table)
+    assert gradient.abs().max() < 1e-10
+    draws = torch.Generator().manual_seed(seed)
+    for size in (0.01, 0.3):
+        shift = size * torch.randn(counts.shape, generator=draws, dtype=torch.float64)
+        _, *worse = best_scores(counts, lambda r, shift=shift: critic(r) + shift)
+        if name == "tv":  # the sign is all that matters until it changes
+            worse = [t * 0.01 for t in worse]
+        assert ESTIMATORS[name](*worse) < value
+    assert kl_divergence(p, q) == pytest.approx(mutual_information(p), abs=1e-12)
+
+
+def test_smile_is_dv_with_cut_negatives():
+    pos, neg = random_scores(4, 3, 6, spread=8)
+    assert neg.abs().max() > 5
+    cut = [[max(-5.0, min(5.0, t)) for t in row] for row in neg.tolist()]
+    assert smile(pos, neg).item() == pytest.approx(dv_loop(pos.tolist(), cut), abs=1e-12)
+    torch.testing.assert_close(smile(pos, neg, tau=math.inf), dv(pos, neg))
+    assert smile(pos, neg, tau=1.0).item() == pytest.approx(
+        dv_loop(pos.tolist(), [[max(-1.0, min(1.0, t)) for t in row] for row in neg.tolist()]), abs=1e-12
+    )
+
+
+def test_only_critics_of_the_log_ratio_are_read_out():
+    """Those whose best critic above is log r itself."""
+    named = {name for name, (critic, _) in EXACT.items() if critic is LOG}
+    assert {name for name, estimator in ESTIMATORS.items() if estimator.log_ratio} == named
+
+
+def test_nwj_varies_as_its_closed_form_says():
+    """At the best critic of Gaussians: d rho^2 / n + (e^(2 I) - 1) / M with n positives and M negatives."""
+    rho, dims, draws = 0.5, 2, 400
+    information = -dims / 2 * math.log(1 - rho**2)
+    pos, neg = gaussian_scores(draws * 64, 16, rho, dims)
+    values = torch.stack([nwj(p, n) for p, n in zip(pos.split(64), neg.split(64), strict=True)])
+    variance = dims * rho**2 / 64 + (math.exp(2 * information) - 1) / (64 * 16)
+    assert values.mean().item() == pytest.approx(information, abs=five_errors(values))
+    assert values.var().item() == pytest.approx(variance, rel=5 * math.sqrt(2 / draws))
 
 
 def log_ratio(x, y, rho):

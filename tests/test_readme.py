@@ -79,19 +79,22 @@ def test_the_commands_for_own_images_run(tmp_path, command):
 
 def test_an_estimator_can_be_added_as_it_says(tmp_path):
     """In a copy of the project, its four places edited; then the tests of every estimator."""
-    (code,) = (block for block in BLOCKS if "def tv" in block)
+    (code,) = (block for block in BLOCKS if "def least_squares" in block)
     function = "\n".join(line[4:] for line in code.split("ESTIMATORS")[0].splitlines())
+    line = code.split("ESTIMATORS = {..., ")[1].strip().removesuffix("}")
     edits = {
         "dim/estimators.py": [
             ("def raised(", function.strip() + "\n\n\ndef raised("),
-            ('"infonce": infonce}', '"infonce": infonce, "tv": tv}'),
-            ('"infonce": "nats"}', '"infonce": "nats", "tv": "tv"}'),
-            ('"infonce": math.log(k + 1)}', '"infonce": math.log(k + 1), "tv": 1.0}'),
+            ("ESTIMATORS = {", f"ESTIMATORS = {{{line},"),
         ],
-        "dim/config.py": [('"infonce"]', '"infonce", "tv"]')],
+        "dim/config.py": [('"hellinger", "tv"]', '"hellinger", "tv", "least_squares"]')],
         "tests/test_estimators.py": [
-            ("LOOPS = {", TV_LOOP + "LOOPS = {"),
-            ('"infonce": infonce_loop}', '"infonce": infonce_loop, "tv": tv_loop}'),
+            ("LOOPS = {", LOOP + "LOOPS = {"),
+            ('    "jsd": jsd_loop,', '    "least_squares": least_squares_loop,\n    "jsd": jsd_loop,'),
+            ("PERFECT = {", 'PERFECT = {"least_squares": (2e4 - 2e8, False),'),
+            ("REVERSED = {", 'REVERSED = {"least_squares": -2e4 - 2e8,'),
+            ('name == "chi2"', 'name in ("chi2", "least_squares")'),
+            ("(gradients[0] >= 0).all()", '(gradients[0] >= 0).all() or name == "least_squares"'),
         ],
     }
     project = copy_of_the_project(tmp_path)
@@ -105,13 +108,12 @@ def test_an_estimator_can_be_added_as_it_says(tmp_path):
     done = subprocess.run(words, cwd=project, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-3000:]
     shown = subprocess.run([sys.executable, "train.py", "--help"], cwd=project, capture_output=True, text=True, timeout=120)
-    assert "one of jsd, dv, dv_per_anchor, infonce, tv" in shown.stdout
+    assert "hellinger, tv, least_squares" in shown.stdout
 
 
-TV_LOOP = """
-def tv_loop(pos, neg):
-    own, other = ([math.tanh(t) for row in scores for t in row] for scores in (pos, neg))
-    return (fmean(own) - fmean(other)) / 2
+LOOP = """
+def least_squares_loop(pos, neg):
+    return fmean(2 * t - t * t for t in flat(pos)) - fmean(t * t for t in flat(neg))
 
 
 """

@@ -39,6 +39,12 @@ NATURE = {
     "dv": "dv, in nats, has no ceiling; its one logarithm runs over the negatives of all anchors together, and with finitely "
     "many its value is biased upwards.",
     "dv_per_anchor": "dv_per_anchor, in nats, has no ceiling; with few negatives its value is biased upwards.",
+    "nwj": "nwj, in nats, has no ceiling; its mean is right with any number of negatives, its spread is not small.",
+    "nce": "nce has no unit of information; its ceiling, log(1 + K) + K log((1 + K) / K), depends on K alone.",
+    "rkl": "rkl is the reverse KL divergence, of the product from the joint, not mutual information.",
+    "chi2": "chi2 is Pearson's divergence of joint and product, not nats of mutual information.",
+    "hellinger": "hellinger is the squared Hellinger distance of joint and product, not nats of mutual information.",
+    "tv": "tv is the total variation of joint and product, not nats of mutual information.",
 }
 
 

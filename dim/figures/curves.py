@@ -18,7 +18,7 @@ from dim import build
 from dim.config import Config, UserError
 from dim.data import Dataset
 from dim.encoders import Encoding
-from dim.estimators import ESTIMATORS, UNITS
+from dim.estimators import ESTIMATORS
 from dim.evals.features import pictures
 from dim.figures import captions, drawing
 from dim.figures.drawing import Curve, Densities, Level, Lines, Panel, Sample, number
@@ -203,7 +203,8 @@ def score_panels(scores: Scores, config: Config) -> list[Densities]:
         samples = [Sample(described(f"{pos.numel():,} positives", mine), mine)]
         drawn = "" if len(others) == neg.numel() else f"{len(others):,} drawn of\n"
         samples.append(Sample(described(f"{drawn}{neg.numel():,} negatives", others), others))
-        value, unit = ESTIMATORS[c.estimator](pos, neg).item(), UNITS[c.estimator].replace("jsd", "")
+        estimator = ESTIMATORS[c.estimator]
+        value, unit = estimator(pos, neg).item(), "nats" if estimator.unit == "nats" else ""
         remark = (
             f"{c.estimator} of this batch:\n{number(value)} {unit}\npositive above negative:\n{wins(pos, neg):.1%} (chance 50%)"
         )
