@@ -9,7 +9,7 @@ from dim import randomness
 from dim.backbones import Backbone, resnet
 from dim.config import Config, UserError
 from dim.config import Term as TermConfig
-from dim.critics import CRITICS, Concat, Critic
+from dim.critics import CRITICS, Critic, Projected
 from dim.data import Dataset
 from dim.datasets import DATASETS
 from dim.encoders import ARCHITECTURES, Encoder, local_layers, places
@@ -126,10 +126,17 @@ def term(config: Config, c: TermConfig, name: str, m: Tensor) -> tuple[Term, Ter
 
 def make_critic(c: TermConfig, config: Config, width: int) -> Critic:
     """The configured critic between y and places of `width` channels."""
-    if CRITICS[c.critic] is Concat:
-        return Concat(config.encoder.code_size, width, c.units)
+    code = config.encoder.code_size
+    anchor = c.projector or code
     scale = c.units**-0.5 if isinstance(c.scale, str) else c.scale
-    return CRITICS[c.critic](config.encoder.code_size, width, c.units, scale, config.norm)
+    options: tuple = {
+        "dot": (c.units, scale, config.norm),
+        "cosine": (c.units, c.temperature, c.learn_temperature, config.norm),
+        "bilinear": (),
+        "concat": (c.units,),
+    }[c.critic]
+    made = CRITICS[c.critic](anchor, width, *options)
+    return Projected(code, c.projector, made, config.norm) if c.projector else made
 
 
 def views(config: Config, data: Dataset) -> Chain:

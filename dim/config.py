@@ -105,9 +105,12 @@ class Term:
     estimator: Literal["jsd", "dv", "dv_per_anchor", "infonce", "nwj", "nce", "rkl", "chi2", "hellinger", "tv"] = option(
         "infonce", "estimator of the term"
     )
-    critic: Literal["dot", "concat"] = option("dot", "critic of the term")
-    units: int = option(2048, "width of the critic's embedding; the paper: dot 2048, concat 512", at_least=1)
+    critic: Literal["dot", "cosine", "bilinear", "concat"] = option("dot", "critic of the term")
+    units: int = option(2048, "width of the critic's embedding, not of bilinear's; the paper: dot 2048, concat 512", at_least=1)
     scale: float | Literal["1/sqrt(units)"] = option(1.0, "dot: factor of the scores; the paper: 1", above=0)
+    temperature: float = option(0.1, "cosine: what the cosines are divided by", at_least=0.01)
+    learn_temperature: bool = option(False, "cosine: the temperature is trained from there on, down to 0.01")
+    projector: int = option(0, "width of a network between y and the critic; 0: none", at_least=0)
     negatives: Literal["all", "sampled", "shifted"] = option("all", "which locations of other images are negatives")
     k: int = option(0, "sampled: negatives of each anchor; shifted: shifts of the batch; all: 0", at_least=0)
     symmetric: bool = option(False, "average with the same estimate the other way round")

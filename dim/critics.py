@@ -9,6 +9,7 @@ A anchors (global vectors y), P images in the pool, L locations of a map, K nega
 Scores are at least float32 whatever autocast says; float64 stays.
 """
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -45,16 +46,38 @@ class Critic(nn.Module, ABC):
         return self.score(a[:, None], gathered(b.flatten(0, 1), rows))
 
 
-class Dot(Critic):
+class InnerProduct(Critic):
+    """Critics whose score is factor * <a, b>: all pairs are one matmul."""
+
+    # Rows of the pool gathered for each anchor cost this many times more than their scores in the table of one matmul
+    # (`benchmarks/gather_or_table.py`: 60 to 140 on a CPU); from a share of 1 / GATHER of the pool on, the table is made.
+    GATHER = 96
+
+    def factor(self) -> float | Tensor:
+        """What the inner products are multiplied by."""
+        return 1.0
+
+    def score(self, a: Tensor, b: Tensor) -> Tensor:
+        """a [..., U], b [..., U] -> factor * <a, b> [...]."""
+        with torch.autocast(a.device.type, enabled=False):
+            return torch.linalg.vecdot(raised(a) * self.factor(), raised(b))  # einsum's backward took 5 times as long
+
+    def table(self, a: Tensor, b: Tensor) -> Tensor:
+        with torch.autocast(a.device.type, enabled=False):
+            return (raised(a) * self.factor() @ raised(b).flatten(0, 1).T).view(len(a), *b.shape[:2])
+
+    def pairs(self, a: Tensor, b: Tensor, own: Tensor, rows: Tensor | None = None) -> Tensor:
+        if rows is not None and rows.shape[1] * self.GATHER >= b.shape[0] * b.shape[1]:
+            return self.table(a, b).flatten(1).gather(1, rows)
+        return super().pairs(a, b, own, rows)
+
+
+class Dot(InnerProduct):
     """Encode-and-dot-product (paper, section 3.1 and appendix; rdevon/DIM `mi_networks.py`).
 
     One residual head for the anchors, one for the locations; the score is the inner product of their outputs times `scale`.
     The paper has units 2048 and scale 1, which starts with scores of standard deviation near sqrt(units) = 45.
     """
-
-    # Rows of the pool gathered for each anchor cost this many times more than their scores in the table of one matmul
-    # (`benchmarks/gather_or_table.py`: 60 to 140 on a CPU); from a share of 1 / GATHER of the pool on, the table is made.
-    GATHER = 96
 
     def __init__(self, anchor_width: int, map_width: int, units: int, scale: float = 1.0, norm: str = "batch"):
         super().__init__()
@@ -62,22 +85,50 @@ class Dot(Critic):
         self.map_head = ResidualHead(map_width, units, norm)
         self.scale = scale
 
+    def factor(self) -> float:
+        return self.scale
+
     def embed(self, y: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
         return self.anchor_head(y), by_rows(self.map_head, m)
 
-    def score(self, a: Tensor, b: Tensor) -> Tensor:
-        """a [..., U], b [..., U] -> scale * <a, b> [...]."""
-        with torch.autocast(a.device.type, enabled=False):
-            return torch.linalg.vecdot(raised(a) * self.scale, raised(b))  # einsum's backward took 5 times as long
 
-    def table(self, a: Tensor, b: Tensor) -> Tensor:
-        with torch.autocast(a.device.type, enabled=False):
-            return (raised(a) * self.scale @ raised(b).flatten(0, 1).T).view(len(a), *b.shape[:2])
+class Cosine(InnerProduct):
+    """The cosine of the outputs of Dot's heads over a temperature, so scores lie within +-1 / temperature.
 
-    def pairs(self, a: Tensor, b: Tensor, own: Tensor, rows: Tensor | None = None) -> Tensor:
-        if rows is not None and rows.shape[1] * self.GATHER >= b.shape[0] * b.shape[1]:
-            return self.table(a, b).flatten(1).gather(1, rows)
-        return super().pairs(a, b, own, rows)
+    learned: the temperature is a parameter from there on, by its log, and counts as at least 0.01 (as in CLIP, Radford et al.
+    2021); its gradient is 0 below.
+    """
+
+    def __init__(
+        self,
+        anchor_width: int,
+        map_width: int,
+        units: int,
+        temperature: float = 0.1,
+        learned: bool = False,
+        norm: str = "batch",
+    ):
+        super().__init__()
+        self.anchor_head = ResidualHead(anchor_width, units, norm)
+        self.map_head = ResidualHead(map_width, units, norm)
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=learned)
+
+    def factor(self) -> Tensor:
+        return self.log_scale.clamp(max=math.log(100)).exp()
+
+    def embed(self, y: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+        return F.normalize(raised(self.anchor_head(y)), dim=-1), F.normalize(raised(by_rows(self.map_head, m)), dim=-1)
+
+
+class Bilinear(InnerProduct):
+    """y^T W m, as in CPC (van den Oord et al. 2018): W y is an anchor's embedding, a location its own; U = Dm."""
+
+    def __init__(self, anchor_width: int, map_width: int):
+        super().__init__()
+        self.weight = nn.Linear(anchor_width, map_width, bias=False)
+
+    def embed(self, y: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+        return self.weight(y), m.transpose(1, 2)
 
 
 class ResidualHead(nn.Module):
@@ -131,6 +182,29 @@ class Concat(Critic):
             return F.linear(raised(hidden), raised(self.out.weight), raised(self.out.bias)).squeeze(-1)
 
 
+class Projected(Critic):
+    """A critic that sees y through a network of its own, linear-norm-ReLU-linear, as SimCLR's (Chen et al. 2020); y itself
+    is what probes see."""
+
+    def __init__(self, anchor_width: int, width: int, critic: Critic, kind: str = "batch"):
+        super().__init__()
+        hidden = nn.Linear(anchor_width, width, bias=kind == "none")
+        self.projector = nn.Sequential(hidden, norm(kind, width, dims=0), nn.ReLU(), nn.Linear(width, width))
+        self.critic = critic
+
+    def embed(self, y: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+        return self.critic.embed(self.projector(y), m)
+
+    def score(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.critic.score(a, b)
+
+    def table(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.critic.table(a, b)
+
+    def pairs(self, a: Tensor, b: Tensor, own: Tensor, rows: Tensor | None = None) -> Tensor:
+        return self.critic.pairs(a, b, own, rows)
+
+
 def by_rows(layer: nn.Module, m: Tensor) -> Tensor:
     """Apply a layer of vectors to every location: m [P, D, L] -> [P, L, U]. No copy where m lies channels last."""
     return layer(m.transpose(1, 2).flatten(0, 1)).unflatten(0, (m.shape[0], m.shape[2]))
@@ -150,4 +224,4 @@ def without_own(table: Tensor, own: Tensor) -> Tensor:
     return table.flatten(0, 1).index_select(0, flat.flatten()).view(anchors, -1)
 
 
-CRITICS = {"dot": Dot, "concat": Concat}
+CRITICS = {"dot": Dot, "cosine": Cosine, "bilinear": Bilinear, "concat": Concat}

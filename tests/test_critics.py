@@ -6,13 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dim.critics import CRITICS, Concat, Dot, ResidualHead
+from dim.critics import CRITICS, Bilinear, Concat, Cosine, Dot, Projected, ResidualHead
 from dim.norms import NORMS
 
 Y_WIDTH, MAP_WIDTH, UNITS = 3, 5, 8
 MAKERS = {
     "dot": lambda: Dot(Y_WIDTH, MAP_WIDTH, UNITS, scale=0.7),
+    "cosine": lambda: Cosine(Y_WIDTH, MAP_WIDTH, UNITS, 0.3, learned=True),
+    "bilinear": lambda: Bilinear(Y_WIDTH, MAP_WIDTH),
     "concat": lambda: Concat(Y_WIDTH, MAP_WIDTH, UNITS),
+    "projected": lambda: Projected(Y_WIDTH, 4, Dot(4, MAP_WIDTH, UNITS, scale=0.7)),
 }
 
 each_critic = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
@@ -47,7 +50,7 @@ def assert_same_scores(one, other, sources):
 
 
 def test_the_names_in_a_configuration():
-    assert {"dot": Dot, "concat": Concat} == CRITICS
+    assert {"dot": Dot, "cosine": Cosine, "bilinear": Bilinear, "concat": Concat} == CRITICS
 
 
 # ---- against the unfactorised networks
@@ -168,6 +171,49 @@ def test_scale_multiplies_the_scores():
     torch.testing.assert_close(scaled.score(a[:, None], b), 0.05 * one.score(a[:, None], b))
     torch.testing.assert_close(scaled.pairs(a, b, own), 0.05 * one.pairs(a, b, own))
     torch.testing.assert_close(scaled.pairs(a, b, own, rows), 0.05 * one.pairs(a, b, own, rows))
+
+
+def test_cosine_is_the_cosine_of_dots_heads_over_the_temperature():
+    dot, critic = shaken(Dot(Y_WIDTH, MAP_WIDTH, UNITS)), Cosine(Y_WIDTH, MAP_WIDTH, UNITS, 0.3).double()
+    critic.load_state_dict(dot.state_dict() | {"log_scale": critic.log_scale})
+    y, m = normal(4, Y_WIDTH), normal(6, MAP_WIDTH, 2, seed=1)
+    a, b = dot.embed(y, m)
+    expected = F.cosine_similarity(a[:, None, None], b[None], dim=-1) / 0.3
+    assert_same_scores(critic.table(*critic.embed(y, m)), expected, [y, m])
+    assert critic.table(*critic.embed(y, m)).abs().max() <= 1 / 0.3
+
+
+def test_a_learned_temperature_moves_and_stops_at_a_hundredth():
+    fixed, learned = (Cosine(Y_WIDTH, MAP_WIDTH, UNITS, 0.02, kind).double() for kind in (False, True))
+    assert [name for name, p in fixed.named_parameters() if not p.requires_grad] == ["log_scale"]
+    a, b = F.normalize(normal(4, UNITS), dim=-1), F.normalize(normal(4, UNITS, seed=1), dim=-1)
+    score = learned.score(a, b)
+    (gradient,) = torch.autograd.grad(score.sum(), learned.log_scale)
+    torch.testing.assert_close(gradient, score.sum().detach())  # d e^s x / d s
+    with torch.no_grad():
+        learned.log_scale.fill_(10.0)
+    torch.testing.assert_close(learned.score(a, b), 100 * (a * b).sum(-1))
+    assert torch.autograd.grad(learned.score(a, b).sum(), learned.log_scale)[0] == 0
+
+
+def test_bilinear_is_a_bilinear_form():
+    critic = shaken(Bilinear(Y_WIDTH, MAP_WIDTH))
+    y, m = normal(4, Y_WIDTH), normal(6, MAP_WIDTH, 2, seed=1)
+    expected = torch.stack([torch.stack([y[i] @ critic.weight.weight.T @ m[p] for p in range(6)]) for i in range(4)])
+    assert_same_scores(critic.table(*critic.embed(y, m)), expected, [y, m, critic.weight.weight])
+
+
+@each_norm
+def test_a_projector_stands_between_y_and_the_critic(kind):
+    inner = shaken(Dot(4, MAP_WIDTH, UNITS))
+    critic = shaken(Projected(Y_WIDTH, 4, inner, kind))
+    y, m = normal(8, Y_WIDTH), normal(6, MAP_WIDTH, 2, seed=1)
+    first, _, _, last = critic.projector
+    hidden = (y @ first.weight.T + (first.bias if kind == "none" else 0))[:, :, None, None]
+    if kind != "none":
+        hidden = normalised(hidden, (0, 2, 3) if kind == "batch" else 1, critic.projector[1])
+    projected = hidden[:, :, 0, 0].clamp_min(0) @ last.weight.T + last.bias
+    assert_same_scores(critic.table(*critic.embed(y, m)), inner.table(*inner.embed(projected, m)), [y, m, last.weight])
 
 
 # ---- norm: what a head's output depends on
