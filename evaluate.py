@@ -7,6 +7,7 @@ comparison too, in the folder that holds them. --data.KEY VALUE replaces a key o
 """
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
@@ -80,7 +81,7 @@ def measure(
         )
     rows = {part.title: report.section(found, part.title, part.heading) for part in parts}
     places = {
-        (part.title, row.name + on): (part.title, row.name, *dependence(row.kind, config, data, found))
+        (part.title, row.name + on): (json.dumps(part.heading), row.name, *report.dependence(row.kind, found["run"]))
         for part in parts
         for row in part.rows
     }
@@ -118,7 +119,9 @@ def asked_for(chosen: argparse.Namespace, config: Config, data: Dataset) -> list
     encoders = KINDS[1:] if chosen.supervised else ENCODERS
     for name in chosen.probes:
         if name == "finetune":
-            losses = {loss: 1.0 for loss in chosen.unlabelled}
+            losses = {loss: 1.0 for loss in LOSSES if loss in chosen.unlabelled}
+            if "consistency" in losses and config.views.kind == "none":
+                raise UserError("--unlabelled consistency compares images with the run's views of them, and views.kind is none")
             view = build.views(config, data) if config.views.kind != "none" else None
             parts.append(sections.fine_tuned(data, chosen.layers or ["fc"], few, losses, view))
         elif chosen.protocol == "paper":
@@ -134,19 +137,6 @@ def asked_for(chosen: argparse.Namespace, config: Config, data: Dataset) -> list
     return [*parts, *(made[name]() for name in chosen.measures)]
 
 
-def dependence(kind: str, config: Config, data: Dataset, found: dict) -> tuple:
-    """All that a row depends on beside its evaluator: runs that share it share the row."""
-    images = (data.fingerprint, data.shape, config.data.fit, config.data.split_seed)
-    if kind == "raw":
-        return images
-    if kind == "random":
-        return (*images, config.seed, config.encoder, config.norm, config.precision)
-    if kind == "supervised":
-        with_labels = (config.views, config.train.batch_size, found["run"]["steps"])
-        return (*images, config.seed, config.encoder, config.norm, config.precision, *with_labels)
-    return (*images, found["run"]["weights_sha256"])
-
-
 def compare(reports: dict[str, dict]) -> None:
     """Runs beside each other, grouped by seeds: printed, and saved in the folder that holds them."""
     place = Path(os.path.commonpath([Path(folder).resolve().parent for folder in reports]))
@@ -156,9 +146,8 @@ def compare(reports: dict[str, dict]) -> None:
     with checkpoint.replacing(place / "comparison.md") as file:
         file.write(report.compared(found).encode())
     print(report.compared(found), f"saved as {place / 'comparison.json'} and .md", sep="\n")
-    chance = next(part["chance"] for content in reports.values() for part in report.sections(content).values())
     try:
-        print(f"saved as {comparison.draw(place / 'comparison.png', found, chance)}")
+        print(f"saved as {comparison.draw(place / 'comparison.png', found, report.chance(reports))}")
     except UserError as error:  # the numbers stand without their picture
         print(f"no comparison.png: {error}")
 
@@ -166,7 +155,8 @@ def compare(reports: dict[str, dict]) -> None:
 def other_data(config: Config, data: Dataset, trained: dict) -> str:
     """The name of the data set where its images are not those that trained the encoder, a folder's own name; else ""."""
     now = data.facts
-    if all(trained[key] == now[key] for key in ("name", "images")) and torch.equal(trained["files"], now["files"]):
+    same = torch.equal(trained["files"], now["files"]) and trained.get("content", now["content"]) == now["content"]
+    if same and trained["name"] == now["name"]:
         return ""
     return Path(config.data.root).resolve().name if data.name == "folder" else data.name
 
@@ -183,6 +173,8 @@ def run_facts(config: Config, data: Dataset, encoder: nn.Module, state: dict, we
     facts = {
         "data": data.name,
         "data_sha256": data.fingerprint,
+        "shape": list(data.shape),
+        "fit": config.data.fit,
         "split_seed": config.data.split_seed,
         "seed": config.seed,
         "steps": state["step"],
@@ -233,10 +225,21 @@ def trained_encoder(config: Config, shape: tuple[int, int, int], state: dict, we
                 f"{folder} kept no average of its weights: train it with --train.average 0.999, or take --weights last"
             )
         average = Average(encoder, config.train.average)
-        average.load_state_dict(state["average"])
+        fill(average, state["average"], folder)
         return average.module
-    encoder.load_state_dict(state["encoder"])
+    fill(encoder, state["encoder"], folder)
     return encoder
+
+
+def fill(module: nn.Module, weights: dict, folder: Path) -> None:
+    """Load weights; UserError where they are not those of the module, or not finite."""
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        why = one_line(str(error), 200)
+        raise UserError(f"{folder}/checkpoint.pt does not fit {folder}/config.yaml, or one is damaged: {why}") from None
+    if not all(bool(t.isfinite().all()) for t in module.state_dict().values()):
+        raise UserError(f"{folder}/checkpoint.pt holds weights that are not finite: it is damaged")
 
 
 def first_encoder(config: Config, shape: tuple[int, int, int]) -> nn.Module:
@@ -350,6 +353,10 @@ def check_options(chosen: argparse.Namespace) -> None:
     """UserError where what is asked for cannot be, said before anything is computed."""
     if chosen.protocol == "paper" and (chosen.probes != ["mlp"] or chosen.labels_per_class):
         raise UserError("--protocol paper is that of an mlp on all labels: give --probes mlp and no --labels-per-class")
+    for name in ("probes", "measures", "pairs", "layers", "labels_per_class", "figures"):  # asked for twice, done once
+        setattr(chosen, name, list(dict.fromkeys(getattr(chosen, name) or [])))
+    if chosen.labels_per_class and not chosen.probes:
+        raise UserError("--labels-per-class belongs to probes: give --probes linear or another")
     if chosen.unlabelled and "finetune" not in chosen.probes:
         raise UserError("--unlabelled belongs to fine-tuning: give --probes finetune too")
     if chosen.figures and chosen.weights == "average":

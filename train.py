@@ -196,7 +196,8 @@ def whats_next(folder: Path, data: Dataset) -> str:
 
 def same_data(before: dict, now: dict, folder: Path) -> None:
     """UserError where the images are not those that the run was trained on so far."""
-    if before["images"] != now["images"] or not torch.equal(before["files"], now["files"]):
+    same = torch.equal(before["files"], now["files"]) and before.get("content", now["content"]) == now["content"]
+    if before["images"] != now["images"] or not same:
         raise UserError(
             f"{folder} was trained on {before['images']:,} images of {before['name']}, and these are {now['images']:,} or "
             "others: put the same files there, or train in another --run.dir"
@@ -256,6 +257,8 @@ def main(argv: list[str]) -> int:
             check_folder(config, folder)
         print(f"run        {folder}, from {chosen.config.name} and the command line")
         data = build.dataset(config)
+        if (images := len(data.pretraining)) < config.train.batch_size:
+            raise UserError(f"train.batch_size is {config.train.batch_size}, but {data.name} has {images} images: lower it")
         train(config, data, folder, chosen.dry_run)
     except UserError as error:
         print(f"error: {one_line(str(error), 400)}", file=sys.stderr)

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 
 from records import processor  # beside this file
 
-from dim import build, checkpoint
+from dim import build, checkpoint, report
 from dim.config import Config, UserError, built, flat
 from dim.data import Dataset
 from dim.evals.adapt import adapt, corrupted, unbalanced
@@ -92,6 +92,7 @@ def measure(folder: Path, root: str | None, wanted: list[str], results: Path, st
     data = build.dataset(config).with_labels()
     state = checkpoint.load(folder / "checkpoint.pt")
     facts = {"run": folder.name, "steps": state["step"], "data": data.name, "seed": config.seed, "encoder": config.encoder.name}
+    facts |= {"weights_sha256": report.digest(state["encoder"]), "data_sha256": data.fingerprint}
     short = {"steps": steps} if steps else {}
     for name in wanted:
         path = results / f"{name}.json"
@@ -104,7 +105,7 @@ def measure(folder: Path, root: str | None, wanted: list[str], results: Path, st
         if name in FINETUNING:
             result = fine(name, config, data, state, short)
         else:
-            result = moved(name, config, data, state, short, folder / "few_labels")
+            result = moved(name, config, data, state, short, folder / "few_labels" / facts["weights_sha256"][:12])
         found = {
             "run": facts,
             "command": f"python benchmarks/few_labels.py RUN --data DIR {name}",
@@ -139,7 +140,7 @@ def source(config: Config, data: Dataset, state: dict, how: FineTuning, folder: 
     path = folder / f"source_seed{how.seed}_{how.steps}_steps.pt"
     encoder = first_encoder(config, data, state)
     if not path.exists():
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         made = finetuned(encoder, data, None, view(config, data), how)
         with checkpoint.replacing(path) as file:
             torch.save(made.state_dict(), file)

@@ -277,7 +277,7 @@ def record(name: str, seed: int) -> None:
 
 
 def code() -> str:
-    """Of what an estimate depends on, docstrings and comments apart, so that a table of several versions says so."""
+    """Of the four files that make an estimate, docstrings and comments apart, so that a table of several versions says so."""
     digest = hashlib.sha256()
     for name in ("columns", "ratio", "mine", "ndm"):
         tree = ast.parse((ROOT / "dim" / "evals" / f"{name}.py").read_text())

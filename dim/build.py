@@ -40,7 +40,7 @@ class TermFacts(NamedTuple):
 
 
 def dataset(config: Config) -> Dataset:
-    """The configured data set; UserError where it is missing, does not fit the encoder or is smaller than a batch."""
+    """The configured data set; UserError where it is missing or does not fit the encoder."""
     arch = ARCHITECTURES.get(config.encoder.name)
     size = arch.size if arch else config.encoder.size
     found = DATASETS[config.data.name](config.data, size)
@@ -52,10 +52,6 @@ def dataset(config: Config) -> Dataset:
         raise UserError(
             f"encoder.name {config.encoder.name} takes images of {size} x {size}, {found.name} has {side} x {side}: "
             f"choose {choices}"
-        )
-    if len(found.pretraining) < config.train.batch_size:
-        raise UserError(
-            f"train.batch_size is {config.train.batch_size}, but {found.name} has {len(found.pretraining)} images: lower it"
         )
     return found
 

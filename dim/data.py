@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -112,7 +112,8 @@ class Dataset:
     def facts(self) -> dict:
         """What one must know of it to use an encoder trained on it, or to go on training it."""
         known = {"name": self.name, "shape": list(self.shape), "levels": self.levels, "signed": self.signed}
-        return known | {"images": len(self.pretraining), "files": keys(self.pretraining)}
+        content = digest(self.pretraining.content())
+        return known | {"images": len(self.pretraining), "files": keys(self.pretraining), "content": content}
 
     def units(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """uint8 images as numbers in [0, 1], which views work on, in the same memory format."""
@@ -132,11 +133,9 @@ class Dataset:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of all images and labels, or of names and sizes of files too many to hold: results name data by content."""
-        digest = hashlib.sha256()
-        for split in (self.train, self.test, self.unlabelled):
-            for part in split.content() if split is not None else ():
-                digest.update(part)
-        return digest.hexdigest()
+        return digest(
+            part for split in (self.train, self.test, self.unlabelled) if split is not None for part in split.content()
+        )
 
     def with_labels(self) -> "Dataset":
         """Itself; UserError where there is nothing to probe."""
@@ -167,8 +166,17 @@ def stratified(labels: Tensor, classes: int, fraction: float, draws: torch.Gener
     return torch.cat([member[: max(len(member) > 1, round(len(member) * fraction))] for member in members])
 
 
+def digest(parts: Iterable[bytes]) -> str:
+    """SHA-256 of bytes that follow each other."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part)
+    return found.hexdigest()
+
+
 def keys(images: Images) -> Tensor:
-    """A number for each file, of its name and its folder's: int64 [n], sorted; empty for images that are no files."""
-    names = ["/".join(name.replace("\\", "/").rsplit("/", 2)[-2:]) for name in images.names]
+    """A number for each file, of its name, its folder's name and its size: int64 [n], sorted; empty for images that are no
+    files. The same file has it under any root."""
+    names = ["/".join(name.replace("\\", "/").rsplit("/", 2)[-2:]) + f" {os.path.getsize(name)}" for name in images.names]
     digests = [hashlib.blake2b(os.fsencode(name), digest_size=8).digest() for name in names]
     return torch.tensor([int.from_bytes(digest, "little", signed=True) for digest in digests], dtype=torch.int64).sort().values

@@ -8,14 +8,14 @@ import hashlib
 import json
 import statistics
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from dim.checkpoint import replacing, save_json
 
-OF = ("weights_sha256", "data_sha256", "split_seed")  # what the numbers of a report belong to
+OF = ("weights_sha256", "data_sha256", "shape", "fit", "split_seed")  # what the numbers of a report belong to
 TITLES = {"all": "all labels", "resamples": "resamples", "folds": "folds"}
 
 
@@ -36,7 +36,10 @@ def opened(path: Path, run: dict, force: bool = False) -> dict:
     try:
         content = json.loads(path.read_bytes())
         same = all(content["run"][key] == run[key] for key in OF)
-    except (OSError, ValueError, LookupError, TypeError):
+        for part in (part for name, part in content.items() if name != "run"):
+            part["protocol"], part["rows"].items()
+        numbers(content), comparison({"": content}), markdown(content, "")  # all that is done with it later
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         same = False
     return content | {"run": content["run"] | run} if same and not force else {"run": run}
 
@@ -191,18 +194,38 @@ def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 # ---- several runs
 
 
+def dependence(kind: str, run: dict) -> tuple:
+    """All that a row of a kind depends on beside its evaluator, from the facts of a run: runs that share it share the row."""
+    config = run["config"]
+    images = (run["data_sha256"], tuple(run["shape"]), run["fit"], run["split_seed"])
+    if kind == "raw":
+        return images
+    if kind == "trained":
+        return (*images, run["weights_sha256"])
+    encoder = (*images, run["seed"], *of_keys(config, "encoder.", "norm", "precision"))
+    return encoder if kind == "random" else (*encoder, run["steps"], *of_keys(config, "views.", "train.batch_size"))
+
+
+def of_keys(config: dict, *beginnings: str) -> tuple[str, ...]:
+    """The keys of a flat configuration with these beginnings, and their values."""
+    return tuple(f"{key}={value}" for key, value in config.items() if key.startswith(beginnings))
+
+
 def grouped(reports: Mapping[str, dict]) -> dict[str, list[dict]]:
     """Reports by name -> groups of runs that differ in their seed alone; a group of several is named by what names share."""
     groups: dict[str, dict[str, dict]] = {}
     for name, content in reports.items():
         run = content["run"]
         key = json.dumps([run["config"], run["data_sha256"], run["split_seed"], run["weights"]], sort_keys=True)
+        while run["seed"] in {member["run"]["seed"] for member in groups.get(key, {}).values()}:
+            key += " again"  # the same run twice is no second seed
         groups.setdefault(key, {})[name] = content
-    found = {}
+    found: dict[str, list[dict]] = {}
     for members in groups.values():
         names = list(members)
         shared = common(names).rstrip("_-0123456789 ") or names[0]
-        found[names[0] if len(names) == 1 else f"{shared}, {len(names)} seeds"] = list(members.values())
+        title = names[0] if len(names) == 1 else f"{shared}, {len(names)} seeds"
+        found[title if title not in found else ", ".join(names)] = list(members.values())
     return found
 
 
@@ -212,28 +235,62 @@ def common(names: Sequence[str]) -> str:
     return first[: next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))]
 
 
-def comparison(reports: Mapping[str, dict], value: Callable[[dict], float] = lambda cells: cells["all"]["accuracy"]) -> dict:
+WHOSE = {"raw": "raw pixels", "random": "random encoder", "supervised": "supervised encoder"}
+
+
+def comparison(reports: Mapping[str, dict]) -> dict:
     """{section: {row of baselines or name of a group: {features: {"mean", "sd": over seeds or None, "seeds"}}}}.
 
-    Accuracies of all labels. Trained features stand under their group's name; raw pixels and random encoders under theirs,
-    averaged over the seeds of all runs that have them.
+    Accuracies of all labels, or where a section has none a table for each number of labels. Trained features stand under their
+    group's name; raw pixels and the other encoders under theirs, over seeds; where these differ between groups in more than
+    seeds (another architecture, other images), each names the first of its groups.
     """
     found: dict[str, dict] = {}
     groups = grouped(reports)
-    for name in dict.fromkeys(title for content in reports.values() for title in sections(content)):
-        gathered: dict[str, dict[str, dict[int, float]]] = {}
+    whose = baselines(groups)
+    for title, column in dict.fromkeys(table for content in reports.values() for table in tables_of(content)):
+        gathered: dict[str, dict[str, dict]] = {}
         for group, members in groups.items():
             for content in members:
-                for row, cells in content.get(name, {"rows": {}})["rows"].items():
+                for row, cells in content.get(title, {"rows": {}})["rows"].items():
                     kind, _, layer = row.partition(" ")
-                    whose = group if kind == "trained" else f"{kind} pixels" if kind == "raw" else f"{kind} encoder"
-                    seed = content["run"]["seed"]
-                    gathered.setdefault(whose, {}).setdefault(layer, {})[seed] = value(cells)
-        found[name] = {
-            whose: {layer: spread(list(by_seed.values())) for layer, by_seed in layers.items()}
-            for whose, layers in gathered.items()
+                    name = group if kind == "trained" else whose[kind, lineage(kind, content["run"])]
+                    once = content["run"]["seed"] if kind != "raw" else 0  # pixels have no seed
+                    gathered.setdefault(name, {}).setdefault(layer, {})[once] = cells[column]["accuracy"]
+        found[title if column == "all" else f"{title}, {column} labels a class"] = {
+            name: {layer: spread(list(by_seed.values())) for layer, by_seed in layers.items()}
+            for name, layers in gathered.items()
         }
     return found
+
+
+def tables_of(content: dict) -> list[tuple[str, str]]:
+    """(section, column) of each table that a comparison shows."""
+    parts = sections(content).items()
+    return [(title, column) for title, part in parts for column in (["all"] if "all" in part["labels"] else part["labels"])]
+
+
+def lineage(kind: str, run: dict) -> tuple:
+    """What a baseline depends on beside its seed."""
+    return dependence(kind, run | {"seed": None})
+
+
+def baselines(groups: Mapping[str, list[dict]]) -> dict[tuple, str]:
+    """Names of the baselines of groups by (kind, lineage)."""
+    found: dict[tuple, str] = {}
+    for kind, name in WHOSE.items():
+        first: dict[tuple, str] = {}
+        for group, members in groups.items():
+            for content in members:
+                first.setdefault(lineage(kind, content["run"]), group)
+        found |= {(kind, of): name if len(first) == 1 else f"{name} of {group}" for of, group in first.items()}
+    return found
+
+
+def chance(reports: Mapping[str, dict]) -> float | None:
+    """The accuracy of a blind guess where it is the same for all of them."""
+    found = {part["chance"] for content in reports.values() for part in sections(content).values()}
+    return found.pop() if len(found) == 1 else None
 
 
 def spread(values: Sequence[float]) -> dict:
@@ -247,7 +304,7 @@ def compared(found: dict) -> str:
     lines = [
         "# Comparison",
         "",
-        "Test accuracy in %, all labels; +- standard deviation over training seeds, where there are several.",
+        "Test accuracy in %, of all labels where nothing else is said; +- standard deviation over training seeds.",
     ]
     for title, rows in found.items():
         features = list(dict.fromkeys(layer for cells in rows.values() for layer in cells))

@@ -1,5 +1,6 @@
 """Source-free adaptation: one step by hand, the frozen head, labels never read; the targets it is tried on."""
 
+import copy
 import json
 from dataclasses import replace
 
@@ -115,6 +116,21 @@ def test_statistics_alone_stand_beside_it(classifier):
     model.encoder.load_state_dict(classifier.encoder.state_dict())
     set_statistics(model.encoder, target, target.train)
     assert adapt(classifier, target, steps=1)["statistics"] == accuracies(model, target)
+
+
+def test_statistics_are_those_of_the_images_that_adapt(classifier):
+    """Neither those of the test images nor those of the labelled ones, which have another contrast here."""
+    plain = made_data()
+    dim = corrupted(plain, "contrast")
+    target = replace(dim, unlabelled=plain.train)
+    by_images = {}
+    for name in ("pretraining", "train", "test"):
+        model = copy.deepcopy(classifier)
+        set_statistics(model.encoder, target, getattr(target, name))
+        by_images[name] = accuracies(model, target)
+    assert adapt(classifier, target, steps=1)["statistics"] == by_images["pretraining"]
+    for other in ("train", "test"):
+        assert by_images[other]["accuracy"] > by_images["pretraining"]["accuracy"] + 0.1
 
 
 def test_same_seed_same_bits(classifier):

@@ -264,6 +264,10 @@ def test_several_runs_share_their_baselines(trained, two_columns, tmp_path, monk
             ["{run}", "--protocol", "paper", "--probes", "svm"],
             "--protocol paper is that of an mlp on all labels: give --probes mlp",
         ),
+        (
+            ["{run}", "--measures", "ndm", "--labels-per-class", "5"],
+            "--labels-per-class belongs to probes: give --probes linear",
+        ),
         (["{run}", "--probes", "finetune"], "--probes finetune trains on few labels: give --labels-per-class N"),
         (["{run}", "--unlabelled", "pseudo"], "--unlabelled belongs to fine-tuning: give --probes finetune too"),
         (["{run}", "--measures", "mine", "--pairs", "x:z"], "x:z names z: write A:B with two of x, conv, fc, y"),
@@ -287,6 +291,51 @@ def test_a_mistake_ends_with_one_line_and_exit_code_2(words, message, trained, c
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert message in err
+
+
+def test_fine_tuned_runs_are_compared_by_their_number_of_labels(trained, tmp_path, monkeypatch, capsys):
+    """With and without augmentation: what the random encoder is fine-tuned to differs too."""
+    monkeypatch.setattr(sections, "SEEDS", 1)
+    monkeypatch.setattr(sections.finetune, "finetune", partial(sections.finetune.finetune, steps=5))
+    for name in ("affine", "none"):
+        assert train.main(tiny(tmp_path / name, "--views.kind", name)) == 0
+    words = ["--probes", "finetune", "--layers", "y", "--labels-per-class", "3", "5"]
+    assert evaluate.main([str(tmp_path / "affine"), str(tmp_path / "none"), *words]) == 0
+    found = json.loads((tmp_path / "comparison.json").read_text())
+    assert list(found) == ["finetune, 3 labels a class", "finetune, 5 labels a class"]
+    one, two = (json.loads((tmp_path / name / "report.json").read_text())["finetune"] for name in ("affine", "none"))
+    assert one["rows"]["random y"]["5"]["seconds"] != two["rows"]["random y"]["5"]["seconds"]
+    assert (one["augmentation"] == "None", two["augmentation"]) == (False, "None")
+    capsys.readouterr()
+    assert evaluate.main([str(tmp_path / "none"), *words, "--unlabelled", "consistency"]) == 2
+    assert "consistency compares images with the run's views of them, and views.kind is none" in capsys.readouterr().err
+
+
+def damaged(folder, change):
+    """The checkpoint of a run with its state changed."""
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    change(state["encoder"])
+    torch.save(state, folder / "checkpoint.pt")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weights: weights.popitem(), "checkpoint.pt does not fit"),
+        (lambda weights: weights.update({next(iter(weights)): torch.zeros(1)}), "size mismatch"),
+        (lambda weights: next(iter(weights.values())).view(-1)[:1].fill_(torch.nan), "holds weights that are not finite"),
+    ],
+)
+def test_a_damaged_checkpoint_is_one_line(change, message, trained, tmp_path, capsys):
+    folder = tmp_path / "r"
+    shutil.copytree(trained, folder)
+    damaged(folder, change)
+    for words in (["--layers", "y"], ["--probes", "mlp", "--protocol", "paper"], ["--features", str(tmp_path / "f.npz")]):
+        assert evaluate.main([str(folder), *words]) == 2
+        err = capsys.readouterr().err
+        assert message in err
+        assert err.count("\n") == 1
+    assert not (tmp_path / "f.npz").exists()
 
 
 def test_a_run_that_has_not_been_trained_is_said(trained, tmp_path, capsys):

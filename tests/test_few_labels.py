@@ -4,12 +4,15 @@ import json
 import sys
 
 import pytest
+import torch
 from conftest import ROOT, tiny
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import few_labels
 
 import train
+from dim import build, checkpoint
+from dim.reading import saved
 
 
 def test_points_are_what_their_names_say():
@@ -56,12 +59,60 @@ def test_points_are_measured_once_and_tabled(run, tmp_path, monkeypatch, capsys)
     assert "is of another run" in capsys.readouterr().err
 
 
+@pytest.fixture
+def handed(run, tmp_path, monkeypatch):
+    """Measure points; what each handed over to a function of few_labels, which is called as ever."""
+
+    def measure(function: str, *names: str) -> list[tuple]:
+        found, real = [], getattr(few_labels, function)
+
+        def noting(*arguments, **settings):
+            found.append(arguments)
+            return real(*arguments, **settings)
+
+        monkeypatch.setattr(few_labels, function, noting)
+        words = ["few_labels.py", str(run), *names, "--steps", "2", "--results", str(tmp_path / "results")]
+        monkeypatch.setattr(sys, "argv", words)
+        assert few_labels.main() == 0
+        assert len(found) == len(names)
+        return found
+
+    return measure
+
+
+def same(one: dict, other: dict) -> bool:
+    return all(torch.equal(value.cpu(), other[name].cpu()) for name, value in one.items())
+
+
+def test_points_of_adaptation_have_their_classes_and_a_classifier_for_each_seed(handed):
+    names = [f"adapt_contrast_{point}" for point in ("balanced_0.1_seed0", "balanced_0.1_seed1", "unbalanced_0.1_seed0")]
+    (first, balanced), (second, _), (again, long_tail) = handed("adapt", *names)
+    assert same(first.state_dict(), again.state_dict())
+    assert not same(first.head.state_dict(), second.head.state_dict())
+    for part in ("train", "test"):
+        full, cut = (getattr(data, part).labels.bincount().tolist() for data in (balanced, long_tail))
+        assert cut == [round(n * 0.1 ** (c / 9)) for c, n in enumerate(full)]
+
+
+def test_points_of_fine_tuning_have_the_encoder_of_their_name(handed, run):
+    config, state = saved(run), checkpoint.load(run / "checkpoint.pt")
+    (trained, *_), (random, *_) = handed("finetune", "finetune_trained_10_none_seed0", "finetune_random_10_none_seed0")
+    assert same(trained.state_dict(), state["encoder"])
+    assert same(random.state_dict(), build.encoder(config, build.dataset(config).shape).state_dict())
+    assert not same(random.state_dict(), state["encoder"])
+
+
+def test_each_column_of_adaptation_is_what_its_head_says(tmp_path):
+    shares = {"before": (0.1, 0.4), "statistics": (0.2, 0.5), "after": (0.3, 0.6)}
+    result = {name: {"accuracy": images, "class_accuracy": classes} for name, (images, classes) in shares.items()}
+    for seed in few_labels.SEEDS:
+        (tmp_path / f"adapt_noise_unbalanced_1_seed{seed}.json").write_text(json.dumps({"result": result}))
+    table = few_labels.tables(tmp_path)
+    assert "| adapted to | diversity | before | statistics | after | classes after |" in table
+    assert "| noise, unbalanced | 1 | 10.0 +- 0.0 | 20.0 +- 0.0 | 30.0 +- 0.0 | 60.0 +- 0.0 |" in table
+
+
 def test_the_random_encoder_is_the_runs_before_training(run):
-    import torch
-
-    from dim import build, checkpoint
-    from dim.reading import saved
-
     config, state = saved(run), checkpoint.load(run / "checkpoint.pt")
     data = build.dataset(config)
     random, trained = few_labels.first_encoder(config, data, None), few_labels.first_encoder(config, data, state)

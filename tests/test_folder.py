@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import signal
 import struct
 import subprocess
@@ -298,6 +299,43 @@ def test_a_run_without_labels_is_probed_on_another_data_set_by_its_name(tmp_path
     assert list(report["linear"]["rows"]) == [f"{row} on animals" for row in ("raw pixels", "random y", "trained y")]
     assert "trained y on animals" in capsys.readouterr().out
     assert "test images seen in training" not in report["run"]
+
+
+def test_other_images_of_the_same_names_are_another_data_set(tmp_path, capsys):
+    small_sets.pictures(tmp_path / "images", {"a": 15, "b": 15})
+    assert run(tmp_path / "r", tmp_path / "images", "--data.labels", "folders") == 0
+    assert evaluate.main([str(tmp_path / "r"), "--layers", "y"]) == 0
+    shutil.copytree(tmp_path / "images", tmp_path / "dark")
+    for path in (tmp_path / "dark").rglob("*.png"):
+        with Image.open(path) as image:
+            image.point(lambda value: value // 2).save(path)
+    before = (tmp_path / "r/report.json").read_bytes()
+    assert evaluate.main([str(tmp_path / "r"), "--layers", "y", "--data.root", str(tmp_path / "dark")]) == 0
+    assert (tmp_path / "r/report.json").read_bytes() == before
+    assert "trained y on dark" in json.loads((tmp_path / "r/report_dark.json").read_text())["linear"]["rows"]
+    assert "trained the encoder" not in capsys.readouterr().err
+
+
+def test_a_report_is_not_continued_with_another_fit(tmp_path):
+    small_sets.pictures(tmp_path / "images", {"a": 15, "b": 15}, side=12)
+    assert run(tmp_path / "r", tmp_path / "images", "--data.labels", "folders", "--data.fit", "resize") == 0
+    words = [str(tmp_path / "r"), "--layers", "y"]
+    assert evaluate.main(words) == 0
+    first = json.loads((tmp_path / "r/report.json").read_text())
+    assert evaluate.main([*words, "--data.fit", "crop"]) == 0
+    second = json.loads((tmp_path / "r/report.json").read_text())
+    assert (first["run"]["fit"], second["run"]["fit"]) == ("resize", "crop")
+    assert first["linear"]["rows"] != second["linear"]["rows"]
+
+
+def test_a_folder_smaller_than_a_batch_can_be_measured_and_not_trained_on(tmp_path, capsys):
+    small_sets.pictures(tmp_path / "images", {"a": 15, "b": 15})
+    small_sets.pictures(tmp_path / "few", {"a": 6, "b": 6})
+    batch = ["--data.labels", "folders", "--train.batch_size", "20"]
+    assert run(tmp_path / "r", tmp_path / "images", *batch) == 0
+    assert evaluate.main([str(tmp_path / "r"), "--layers", "y", "--data.root", str(tmp_path / "few")]) == 0
+    assert run(tmp_path / "s", tmp_path / "few", *batch) == 2
+    assert "train.batch_size is 20, but folder has 10 images: lower it" in capsys.readouterr().err
 
 
 def test_other_images_than_the_encoder_takes_are_one_line(tmp_path, capsys):

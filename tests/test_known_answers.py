@@ -97,6 +97,19 @@ def test_near_is_a_tenth_and_a_twentieth_of_a_nat():
     assert not any(near(*pair) for pair in ((1.16, 1.0), (0.84, 1.0), (0.06, 0.0), (math.inf, math.inf)))
 
 
+@pytest.mark.parametrize(("flags", "expected"), [("11000", False), ("11100", True), ("1100", False), ("1", True), ("0", False)])
+def test_a_task_is_believed_where_more_than_half_of_its_seeds_are(flags, expected):
+    assert known_answers.majority([{"converged": flag == "1"} for flag in flags]) == expected
+
+
+@pytest.mark.parametrize(("estimate", "expected"), [(1.024, "none"), (1.1, "mine_gaussian_1"), (1.2, "mine_gaussian_1")])
+def test_more_than_a_thirtieth_and_a_twentieth_of_a_nat_above_the_truth_is_over_reported(estimate, expected):
+    truth = TASKS["mine_gaussian_1"][1].truth
+    runs = [{"mi_nats": estimate * truth + 0.05, "converged": True}]
+    over, *_ = known_answers.summary({"mine_gaussian_1": runs})
+    assert over == f"- Mean over seeds above truth + 0.05 nats + 3 %: {expected}"
+
+
 @pytest.fixture
 def records(tmp_path, monkeypatch):
     monkeypatch.setattr(known_answers, "RESULTS", tmp_path)
@@ -119,7 +132,9 @@ def test_a_record_is_written_once_and_read_by_the_tables(records, monkeypatch, c
         monkeypatch.setattr(sys, "argv", ["known_answers.py", "mine_cubes", "ndm_duplicated_few", "mine_gaussian_1_few"])
         assert known_answers.main() == 0
     assert len(asked) == 15
-    assert {seed for _, seed, _ in asked} == set(known_answers.SEEDS)
+    for columns, tasks in ((2, 2), (1, 1)):  # of MINE two tasks, of NDM one
+        seeds = sorted(seed for number, seed, _ in asked if number == columns)
+        assert seeds == sorted([*known_answers.SEEDS] * tasks)
     assert len(list(records.iterdir())) == 15
     saved = json.loads((records / "ndm_duplicated_few_seed1.json").read_text())
     assert saved["truth_nats"] is None

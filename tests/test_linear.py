@@ -1,6 +1,7 @@
 """The linear probe against its definition; features; the quick probe."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from dim import data
 from dim.encoders import Encoder
 from dim.evals import linear
 from dim.evals.features import features, set_statistics
-from dim.evals.protocol import standardised
+from dim.evals.protocol import Columns, probe, standardised
 
 
 @pytest.fixture
@@ -120,6 +121,60 @@ def test_the_quick_probe_never_sees_the_test_split():
     found = linear.quick_probe(encoder, blind, 0)
     assert set(found) == {"probe/fc_accuracy", "probe/y_accuracy"}
     assert found["probe/fc_accuracy"] > 0.9
+
+
+@pytest.mark.parametrize(("name", "penalty"), [("digits", 1.0), ("made", 0.01)])
+def test_the_quick_probe_by_hand(name, penalty):
+    """Of many labels that are wrong only a fit to them knows; scored images are brighter, so their statistics differ."""
+    made, draws = made_data(name), torch.Generator().manual_seed(1)
+    wrong = torch.rand(300, generator=draws) < 0.4
+    labels = torch.where(wrong, torch.randint(3, (300,), generator=draws), made.train.labels)
+    made = replace(made, train=data.Split(made.train.images, labels))
+    places = torch.arange(300)
+    if name == "digits":
+        splits = [(places[100:], places[:100]), (places[places // 100 != 1], places[100:200]), (places[:200], places[200:])]
+    else:
+        splits = [made.validation(2)]
+    images = made.train.images.clone()
+    images[splits[-1][1]] += 70
+    made = replace(made, train=data.Split(images, labels))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        encoder = set_statistics(Encoder("small8x8", 1), made, made.train)
+    found, expected = features(encoder, made, made.train), {}
+    for layer in ("fc", "y"):
+        scores = []
+        for fitting, scored in splits:
+            x, x_scored = (found[layer][part].double() for part in (fitting, scored))
+            mean, sd = x.mean(0), x.std(0, correction=0)
+            used = sd > 1e-6
+            probe = linear.fit(((x - mean) / sd)[:, used], labels[fitting], penalty)
+            scores.append(linear.accuracy(probe, ((x_scored - mean) / sd)[:, used], labels[scored]))
+        expected[f"probe/{layer}_accuracy"] = pytest.approx(sum(scores) / len(scores), abs=0.02)
+    assert linear.quick_probe(encoder, made, 2) == expected
+
+
+def test_the_search_goes_from_a_strong_penalty_to_a_weak_one():
+    x, labels = clouds_of(60)
+    found: list[tuple[float, float]] = []
+
+    def fit(*others):
+        probe = linear.fit(*others)
+        found.append((others[2], probe.weight.norm().item()))
+        return probe
+
+    tried = [value for value, _ in linear.search(x, labels, x, fit)]
+    assert tried == [value for value, _ in found] == list(linear.GRID)
+    sizes = [size for _, size in found]
+    assert sizes == sorted(sizes)
+
+
+def test_of_equal_accuracies_the_strongest_penalty_is_taken():
+    made = made_data()
+    x = torch.eye(3)[made.train.labels]
+    cell = probe(linear.LINEAR, "labels", x, torch.eye(3)[made.test.labels], made, 0, Columns(resampled=False))["all"]
+    assert set(cell["tried"].values()) == {1.0}
+    assert cell["C"] == min(linear.GRID)
 
 
 def test_statistics_become_plain_averages_and_features_do_not_depend_on_the_batch():

@@ -27,15 +27,29 @@ def test_a_fit_is_a_function_of_its_data_and_of_nothing_else():
     x, labels = rings(400)
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    (first, _), (other, _) = mlp.predict(x, labels, x, 2, [None, None])
+    (first, _), (other, _) = mlp.predict(x, labels, x, 20, [None, None])
     assert torch.equal(state, torch.get_rng_state())  # the caller's random state is left as it was
     torch.manual_seed(2)
-    (again, _), *_ = mlp.predict(x, labels, x, 2, [None])
+    (again, _), *_ = mlp.predict(x, labels, x, 20, [None])
     assert torch.equal(first, again)
     assert not torch.equal(first, other)  # each resample has first weights of its own
-    *_, (value, searched) = zip(range(2), mlp.search(x, labels, x), strict=False)
-    assert value == 1
-    assert torch.equal(searched[1], first)  # what was chosen on validation images is what is fitted again
+    looks = mlp.search(x, labels, x)
+    assert next(looks)[0] == 10
+    epochs, searched = next(looks)
+    assert epochs == 20
+    assert torch.equal(searched, first)  # what was chosen on validation images is what is fitted again
+
+
+@pytest.mark.parametrize(("images", "every"), [(1, 10), (100, 10), (499, 10), (1257, 2), (2500, 1), (50_000, 1)])
+def test_looks_are_ten_steps_apart_or_an_epoch(images, every):
+    assert list(mlp.looks_of(images)) == [every * look for look in range(1, 101)]
+
+
+def test_a_number_of_epochs_near_the_last_is_not_believed(monkeypatch):
+    monkeypatch.setattr(mlp, "LOOKS", 8)
+    x, labels = rings(260)
+    converged = {count: [sure for _, sure in mlp.predict(x, labels, x[:5], count, [None])] for count in (30, 40, 80)}
+    assert converged == {30: [True], 40: [False], 80: [False]}
 
 
 def test_the_network_is_the_papers():
@@ -61,6 +75,28 @@ def test_rates_fall_after_their_epochs_and_dropout_is_on_in_training_only(monkey
         modes.append(net.training)
     assert rates == pytest.approx([1.0, 0.1, 0.1, 0.01])
     assert modes == [False] * 4
+
+
+def test_each_epoch_has_an_order_and_dropout_masks_of_its_own(monkeypatch):
+    orders, masks, network = [], [], mlp.network
+
+    def noted(*sizes):
+        net = network(*sizes)
+        net[0].register_forward_hook(lambda layer, inputs, out: note(inputs[0], out))
+        return net
+
+    def note(x: torch.Tensor, out: torch.Tensor) -> None:
+        orders.append(x[:, 0].long().tolist())
+        masks.append((out == 0).flatten().tolist())
+
+    monkeypatch.setattr(mlp, "network", noted)
+    x = torch.arange(1.0, 31.0)[:, None].expand(30, 8)
+    for _ in mlp.epochs(x, torch.arange(30) % 2, 4, mlp.Recipe(0.5, 1e-3, (0.9, 0.999), 15)):
+        pass
+    epochs = [orders[i] + orders[i + 1] for i in range(0, 8, 2)]
+    assert all(sorted(epoch) == list(range(1, 31)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    assert len({tuple(mask) for mask in masks}) == 8
 
 
 def test_the_papers_protocol_is_the_mean_of_the_last_epochs(monkeypatch):

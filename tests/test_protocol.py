@@ -38,7 +38,7 @@ def spied(sizes: list[int]) -> Kind:
 
 def test_choose_takes_the_best_of_what_it_tried_on_validation_images():
     x, labels = clouds_of(300)
-    how = protocol.choose(linear.LINEAR, x[:200], labels[:200], x[200:], labels[200:])
+    how = protocol.choose(linear.LINEAR, x[:200], labels[:200], x[200:], labels[200:], 2)
     tried = linear.GRID[: len(how["tried"])]
     scores = {c: (linear.fit(x[:200], labels[:200], c).predict(x[200:]) == labels[200:]).double().mean().item() for c in tried}
     assert how["validation_accuracy"] == pytest.approx(max(scores.values()), abs=0.011)
@@ -54,7 +54,7 @@ def listed(scores: list[float], patience: int) -> dict:
             yield value, torch.arange(10) < 10 * score
 
     kind = Kind("listed", "v", search, None, patience)
-    return protocol.choose(kind, None, None, None, torch.ones(10, dtype=torch.bool))
+    return protocol.choose(kind, None, None, None, torch.ones(10, dtype=torch.bool), patience)
 
 
 def test_choose_stops_where_the_last_values_are_below_the_best():
@@ -63,6 +63,7 @@ def test_choose_stops_where_the_last_values_are_below_the_best():
     assert listed([0.1, 0.5, 0.4, 0.3, 0.9], 3)["v"] == 4
     assert listed([0.1, 0.5, 0.4, 0.5, 0.4, 0.9], 2)["v"] == 5  # equal accuracies do not end it
     assert listed([0.5, 0.5, 0.5], 2)["v"] == 0  # the first of equals
+    assert listed([0.5, 0.4, 0.3, 0.2, 0.9], None)["v"] == 4  # without patience all are tried
 
 
 def test_few_images_do_not_end_the_search_at_the_weak_end_of_the_grid():
@@ -70,7 +71,7 @@ def test_few_images_do_not_end_the_search_at_the_weak_end_of_the_grid():
     draws = torch.Generator().manual_seed(0)
     labels = torch.arange(40) % 4
     x = torch.randn(40, 60, generator=draws) * 0.5 + 3 * torch.eye(60)[labels]
-    chosen = protocol.choose(linear.LINEAR, x[:30], labels[:30], x[30:], labels[30:])
+    chosen = protocol.choose(linear.LINEAR, x[:30], labels[:30], x[30:], labels[30:], 2)
     assert chosen["C"] > 1e-3
     assert len(chosen["tried"]) > 6
 
@@ -136,10 +137,61 @@ def test_few_labels_have_a_knob_of_their_own_and_never_see_the_other_labels():
     assert list(cells) == ["all", "resamples", "5"]
     assert sizes == [270, 300] + [240] * 5 + [15] + [15] * 10
     assert cells["5"]["tried"] != cells["all"]["tried"]
-    with pytest.raises(UserError, match="101 labels a class are asked for: made has from 1 to 100 in each"):
-        protocol.columns_for(made, [101])
-    with pytest.raises(UserError, match="from 1 to 100"):
+    with pytest.raises(UserError, match="91 labels a class are asked for: made has from 1 to 90 in each"):
+        protocol.columns_for(made, [91])
+    with pytest.raises(UserError, match="from 1 to 90"):
         protocol.columns_for(made, [0, 5])
+
+
+def numbered(made: data.Dataset, columns: Columns, split_seed: int = 0, failing: tuple[int, ...] = ()) -> tuple[dict, ...]:
+    """Cells, and the images of each search and of each fit, of a probe whose features are the numbers of the images.
+
+    Test images have negative numbers. failing: the fits that do not converge, counted from 0.
+    """
+    searches: list[tuple[list, list]] = []
+    fits: list[list] = []
+
+    def search(x, labels, x_validation):
+        assert torch.equal(labels, made.train.labels[x[:, 0].long()])
+        searches.append((x[:, 0].tolist(), x_validation[:, 0].tolist()))
+        yield 1.0, made.train.labels[: len(x_validation)]
+
+    def predict(x, labels, x_test, value, subsets):
+        for subset in subsets:
+            fits.append((x if subset is None else x[subset])[:, 0].tolist())
+            yield torch.zeros(len(x_test), dtype=torch.long), len(fits) - 1 not in failing
+
+    x, x_test = torch.arange(300.0)[:, None], -1 - torch.arange(60.0)[:, None]
+    cells = protocol.probe(Kind("numbered", "v", search, predict), "numbers", x, x_test, made, split_seed, columns)
+    return cells, searches, fits
+
+
+@pytest.mark.parametrize("split_seed", [0, 3])
+def test_a_knob_is_chosen_on_the_validation_part_and_fitted_on_none_of_it(split_seed):
+    made = made_data()
+    fitting, validation = (set(part.tolist()) for part in made.validation(split_seed))
+    _, searches, _ = numbered(made, Columns(few=(20, 5)), split_seed)
+    assert [len(x) for x, _ in searches] == [270, 60, 15]
+    for x, x_validation in searches:
+        assert set(x) <= fitting
+        assert set(x_validation) == validation
+
+
+def test_few_labels_are_other_ones_in_each_draw():
+    made = made_data()
+    _, _, fits = numbered(made, Columns(few=(5,), resampled=False))
+    assert fits == [list(range(300)), *(index.tolist() for index in protocol.label_draws(made.train.labels, 5, 10))]
+    assert len({tuple(fit) for fit in fits}) == 11
+
+
+def test_a_column_converged_where_all_its_fits_did():
+    def converged(*failing: int) -> list[bool]:
+        cells, *_ = numbered(made_data(), Columns(few=(5, 1)), failing=failing)  # 1, 5, 10 and 10 fits
+        return [cell["converged"] for cell in cells.values()]
+
+    assert converged() == [True] * 4
+    assert converged(0) == [False, True, True, True]
+    assert converged(3, 15) == [True, False, False, True]
 
 
 def test_the_digits_protocol_has_its_columns_and_draws():

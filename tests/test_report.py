@@ -7,7 +7,17 @@ import torch
 
 from dim import report
 
-RUN = {"weights_sha256": "w", "data_sha256": "d", "split_seed": 0, "seed": 0, "weights": "last", "config": {"train.lr": 1.0}}
+RUN = {
+    "weights_sha256": "w",
+    "data_sha256": "d",
+    "shape": [3, 32, 32],
+    "fit": "none",
+    "split_seed": 0,
+    "seed": 0,
+    "steps": 3,
+    "weights": "last",
+    "config": {"train.lr": 1.0, "encoder.name": "basic32x32", "views.kind": "none", "norm": "batch"},
+}
 
 
 def part(rows: dict[str, float], labels: tuple[str, ...] = ("all",)) -> dict:
@@ -38,11 +48,18 @@ def test_a_report_belongs_to_weights_images_and_split(tmp_path):
     report.save(path, content)
     assert report.opened(path, RUN) == json.loads(path.read_text()) == content
     assert report.opened(path, RUN, force=True) == {"run": RUN}
-    for key in ("weights_sha256", "data_sha256", "split_seed"):
+    for key in ("weights_sha256", "data_sha256", "split_seed", "fit", "shape"):
         assert report.opened(path, RUN | {key: "other"}) == {"run": RUN | {key: "other"}}
     for damage in ("", "{", "[]", '{"run": 3}', '"text"'):
         path.write_text(damage)
         assert report.opened(path, RUN) == {"run": RUN}
+    sound = content["linear"]
+    for rows in ([], {"trained y": {}}, {"trained y": None}, {"trained y": {"all": 0.5}}, None):
+        path.write_text(json.dumps({"run": RUN, "linear": sound | {"rows": rows}}))
+        assert report.opened(path, RUN) == {"run": RUN}, rows
+    for damaged in ([], None, {"labels": ["all"]}, {"protocol": "the protocol", "rows": []}):
+        path.write_text(json.dumps({"run": RUN, "linear": sound, "mine": damaged}))
+        assert report.opened(path, RUN) == {"run": RUN}, damaged
 
 
 def test_a_section_of_another_protocol_starts_anew():
@@ -76,22 +93,106 @@ def test_markdown_and_text_show_every_number_with_its_spread():
         assert said in text
 
 
+def of_run(seed=0, config=(), rows=(), **run):
+    """The report of a run with its seed's weights: {row: accuracy}."""
+    config = RUN["config"] | dict(config)
+    return {
+        "run": RUN | {"seed": seed, "weights_sha256": f"{seed} {config}", "config": config} | run,
+        "linear": part(dict(rows)),
+    }
+
+
 def test_seeds_of_one_configuration_are_one_group():
     reports = {
-        f"cifar_seed{seed}": {
-            "run": RUN | {"seed": seed, "weights_sha256": str(seed)},
-            "linear": part({"trained y": score, "random y": 0.3 + seed / 10, "raw pixels": 0.4}),
-        }
+        f"cifar_seed{seed}": of_run(seed, rows={"trained y": score, "random y": 0.3 + seed / 10, "raw pixels": 0.4})
         for seed, score in enumerate((0.6, 0.7, 0.8))
     }
-    reports["other"] = {
-        "run": RUN | {"config": {"train.lr": 2.0}},
-        "linear": part({"trained y": 0.5, "raw pixels": 0.4, "random y": 0.3}),
-    }
+    reports["other"] = of_run(config={"train.lr": 2.0}, rows={"trained y": 0.5, "raw pixels": 0.4, "random y": 0.3})
     found = report.comparison(reports)["linear"]
     assert list(found) == ["cifar_seed, 3 seeds", "random encoder", "raw pixels", "other"]
     group = found["cifar_seed, 3 seeds"]["y"]
     assert group == {"mean": pytest.approx(0.7), "sd": pytest.approx(0.1), "seeds": 3}
     assert found["other"]["y"] == {"mean": 0.5, "sd": None, "seeds": 1}
     assert found["random encoder"]["y"]["mean"] == pytest.approx(0.4)
-    assert found["raw pixels"]["pixels"]["mean"] == pytest.approx(0.4)
+    assert found["raw pixels"]["pixels"] == {"mean": 0.4, "sd": None, "seeds": 1}  # pixels have no seed
+
+
+def test_runs_that_differ_in_more_than_their_seed_are_no_group():
+    plain = of_run(0, rows={"trained y": 0.5})
+    for other in (
+        of_run(1, {"train.lr": 2.0}, {"trained y": 0.7}),
+        of_run(1, rows={"trained y": 0.7}, split_seed=1),
+        of_run(1, rows={"trained y": 0.7}, weights="average"),
+        of_run(1, rows={"trained y": 0.7}, data_sha256="other"),
+        of_run(0, rows={"trained y": 0.7}),  # the same run again
+    ):
+        found = report.comparison({"a": plain, "b": other})["linear"]
+        assert {name: cells["y"]["mean"] for name, cells in found.items()} == {"a": 0.5, "b": 0.7}
+
+
+def test_groups_of_the_same_name_are_told_apart():
+    reports = {f"run{i}": of_run(i % 2, {"train.lr": float(i // 2)}, {"trained y": i / 10}) for i in range(4)}
+    found = report.comparison(reports)["linear"]
+    assert {name: cells["y"]["mean"] for name, cells in found.items()} == {
+        "run, 2 seeds": pytest.approx(0.05),
+        "run2, run3": pytest.approx(0.25),
+    }
+
+
+def test_baselines_that_differ_in_more_than_their_seed_stand_apart():
+    """Another architecture has another random encoder; other images have other pixels too."""
+    rows = {"raw pixels": 0.4, "random y": 0.3, "supervised y": 0.8, "trained y": 0.6}
+    reports = {
+        "a": of_run(0, rows=rows),
+        "b": of_run(1, rows=rows | {"random y": 0.4}),
+        "views": of_run(0, {"views.kind": "strong"}, rows | {"supervised y": 0.9}),
+        "wide": of_run(0, {"encoder.name": "alex64x64"}, rows | {"random y": 0.2}),
+    }
+    found = report.comparison(reports)["linear"]
+    means = {name: cells["y"]["mean"] for name, cells in found.items() if "y" in cells and name not in reports}
+    assert means == {
+        "a, 2 seeds": 0.6,
+        "random encoder of a, 2 seeds": pytest.approx(0.35),
+        "supervised encoder of a, 2 seeds": 0.8,
+        "supervised encoder of views": 0.9,
+        "random encoder of wide": 0.2,
+        "supervised encoder of wide": 0.8,
+    }
+    assert found["raw pixels"]["pixels"]["mean"] == 0.4
+    found = report.comparison({"a": reports["a"], "c": of_run(0, rows=rows, data_sha256="c")})["linear"]
+    assert [name for name in found if name.startswith("raw")] == ["raw pixels of a", "raw pixels of c"]
+
+
+def test_a_section_without_a_column_of_all_labels_has_a_table_for_each_number_of_labels():
+    few = {"a": RUN, "b": RUN | {"weights_sha256": "b", "config": RUN["config"] | {"train.lr": 2.0}}}
+    reports = {name: {"run": run, "finetune": part({"trained y": 0.5}, ("10", "250"))} for name, run in few.items()}
+    found = report.comparison(reports)
+    assert list(found) == ["finetune, 10 labels a class", "finetune, 250 labels a class"]
+    assert list(found["finetune, 10 labels a class"]) == ["a", "b"]
+    assert "## finetune, 250 labels a class" in report.compared(found)
+    assert report.chance(reports) == 0.1
+    reports["b"]["finetune"]["chance"] = 0.01
+    assert report.chance(reports) is None
+
+
+def test_a_row_depends_on_what_made_its_features():
+    changes = {
+        "images": {"data_sha256": "e"},
+        "shape": {"shape": [3, 64, 64]},
+        "fit": {"fit": "crop"},
+        "split": {"split_seed": 1},
+        "seed": {"seed": 1},
+        "steps": {"steps": 4},
+        "weights": {"weights_sha256": "v"},
+        **{key: {"config": RUN["config"] | {key: "x"}} for key in ("encoder.name", "views.kind", "norm", "train.lr")},
+    }
+    of_all = {"images", "shape", "fit", "split"}
+    expected = {
+        "raw": of_all,
+        "random": of_all | {"seed", "encoder.name", "norm"},
+        "supervised": of_all | {"seed", "encoder.name", "norm", "views.kind", "steps"},
+        "trained": of_all | {"weights"},
+    }
+    for kind, needed in expected.items():
+        before = report.dependence(kind, RUN)
+        assert {name for name, change in changes.items() if report.dependence(kind, RUN | change) != before} == needed

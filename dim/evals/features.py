@@ -36,19 +36,23 @@ def features(
 
 @torch.no_grad()
 def set_statistics(encoder: nn.Module, data: Dataset, images: Images, batch: int = 500) -> nn.Module:
-    """Set BatchNorm's running statistics to the plain averages over these images; without it a random encoder is unfairly bad.
+    """Set BatchNorm's running statistics to averages over these images; without it a random encoder is unfairly bad.
 
-    images: of the training split. Nothing else of the encoder changes.
+    images: of the training split, at least 2; a batch's mean and variance count by its images. Nothing else of the encoder
+    changes, but it is in eval mode afterwards.
     """
     norms = [m for m in encoder.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
-    for module in norms:
-        module.reset_running_stats()
-        module.momentum = None  # a cumulative average
+    momenta = [module.momentum for module in norms]
     encoder.train()
-    for chunk in images.batches(torch.arange(len(images)), batch):
+    parts = -(-len(images) // batch)
+    seen = 0
+    for chunk in images.batches(torch.arange(len(images)), -(-len(images) // parts)):  # no batch of one image at the end
+        seen += len(chunk)
+        for module in norms:
+            module.momentum = len(chunk) / seen
         encoder(pictures(encoder, data, chunk))
-    for module in norms:
-        module.momentum = 0.1
+    for module, momentum in zip(norms, momenta, strict=True):
+        module.momentum = momentum
     return encoder.eval()
 
 

@@ -14,13 +14,14 @@ from dim.config import UserError
 from dim.evals.protocol import Kind
 
 GRID = (1, 2, 5, 10, 20, 50, 100, 200)
+SMALLEST = 0.85  # a resample has at least this share of the images that k is chosen on
 TEMPERATURE = 0.07
 CHUNK = 500  # queries at a time: 500 x 50,000 similarities are 100 MB
 
 
 def search(x: Tensor, labels: Tensor, x_validation: Tensor) -> Iterator[tuple[float, Tensor]]:
     """Predictions for each k of GRID that there are images for."""
-    possible = [k for k in GRID if k <= len(x)]
+    possible = [k for k in GRID if k <= SMALLEST * len(x)] or [k for k in GRID if k <= len(x)]
     if not possible:
         raise UserError(f"nearest neighbours among {len(x)} images: at least 1 is needed")
     similarity, place = nearest(x, x_validation, possible[-1])

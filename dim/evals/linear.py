@@ -138,7 +138,10 @@ def fit(x: Tensor, labels: Tensor, penalty: float, covariance: Tensor | None = N
 
 
 def in_span(x: Tensor, labels: Tensor, penalty: float, fit: Fit) -> Probe:
-    """A fit to fewer images than features: W lies in the span of the images, whatever the loss, and is fitted there."""
+    """A fit to fewer images than features: W lies in the span of the images, whatever the loss, and is fitted there.
+
+    The gradient it reports is that along the span's axes.
+    """
     basis = torch.linalg.qr(x.T).Q  # [D, n]
     inside = fit((x @ basis).double(), labels, penalty)  # small, so exactness costs nothing
     return Probe(basis @ inside.weight.to(x.dtype), inside.bias.to(x.dtype), inside.classes, inside.gradient)

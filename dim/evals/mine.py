@@ -41,9 +41,9 @@ def mine(x: Any, z: Any, seed: int = 0, estimator: str = "jsd", ranks: bool = Tr
     keeps the information and tames heavy tails; else standardised only. steps: of the critic; another half as many go into
     the test of convergence.
 
-    Returns {"mi_nats", "positive_term" - "negative_term" = it, "standard_error" of the read-out, "converged", "doubts": why
-    not, "half_nats": with half of the data and steps, "certifiable_nats": log of the reporting rows, about what any method
-    can certify from them, "training_nats" and "choosing_nats": the same critic on the other thirds, and counts}.
+    Returns {"mi_nats": "positive_term" - "negative_term", but at most "certifiable_nats": log of the reporting rows, about what
+    any method can certify from them, "standard_error" of the read-out, "converged", "doubts": why not, "half_nats": with half
+    of the data and steps, "training_nats" and "choosing_nats": the same critic on the other thirds, and counts}.
     The spread over seeds is the caller's: `ratio.spread([mine(x, z, seed) for seed in range(5)], "mi_nats")`.
     """
     tables = table(x, "x"), table(z, "z")

@@ -17,7 +17,8 @@ from dim.evals.protocol import Kind
 from dim.randomness import generator, order
 
 HIDDEN = 200
-MOST_EPOCHS = 100
+LOOKS, PATIENCE = 100, 5  # at the validation images, and how many worse ones end the training
+LOOK_STEPS = 10  # at least between two looks: with few labels an epoch is one step, and 100 are not enough
 PAPER_EPOCHS, PAPER_LAST = 200, 100
 
 
@@ -77,23 +78,31 @@ def predicted(net: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
 
 
 def search(x: Tensor, labels: Tensor, x_validation: Tensor) -> Iterator[tuple[float, Tensor]]:
-    """Predictions after each epoch of one training."""
-    classes = labels.unique()
-    for done, net in enumerate(epochs(x, labels, MOST_EPOCHS, CLEAN), 1):
-        yield done, predicted(net, x_validation, classes)
+    """Predictions at the looks of one training, by the number of epochs."""
+    classes, looks = labels.unique(), looks_of(len(x))
+    for done, net in enumerate(epochs(x, labels, looks[-1], CLEAN), 1):
+        if done in looks:
+            yield done, predicted(net, x_validation, classes)
+
+
+def looks_of(images: int) -> range:
+    """The epochs after which validation images are looked at."""
+    every = -(-LOOK_STEPS // max(1, images // CLEAN.batch))
+    return range(every, LOOKS * every + 1, every)
 
 
 def predict(
     x: Tensor, labels: Tensor, x_test: Tensor, count: float, subsets: Sequence[Tensor | None]
 ) -> Iterator[tuple[Tensor, bool]]:
-    """Predictions after `count` epochs on each subset, each with first weights and an order of its own."""
+    """Predictions after `count` epochs on each subset, each with first weights and an order of its own; not converged where
+    `count` is among the last there are."""
     for seed, subset in enumerate(subsets):
         some, own = (x, labels) if subset is None else (x[subset], labels[subset])
         *_, net = epochs(some, own, int(count), CLEAN, seed)
-        yield predicted(net, x_test, own.unique()), True
+        yield predicted(net, x_test, own.unique()), count < looks_of(len(some))[-PATIENCE]
 
 
-MLP = Kind(f"an MLP of {HIDDEN} hidden units, dropout {CLEAN.dropout:g}", "epochs", search, predict, patience=5)
+MLP = Kind(f"an MLP of {HIDDEN} hidden units, dropout {CLEAN.dropout:g}", "epochs", search, predict, patience=PATIENCE)
 
 
 PAPER_WORDS = (

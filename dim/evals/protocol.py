@@ -8,7 +8,7 @@ a probe's own draws, where it has any, are the smaller part of it.
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -57,13 +57,17 @@ class Columns:
 COLUMNS = {"digits": Columns(few=(10, 5, 1), knobs={"C": 1.0}, resampled=False, unscaled=True)}
 
 
-def columns_for(data: Dataset, few: Sequence[int] = ()) -> Columns:
-    """The columns of a data set; few labels asked for replace its own. UserError where a class has fewer."""
+def columns_for(data: Dataset, few: Sequence[int] = (), split_seed: int = 0) -> Columns:
+    """The columns of a data set; few labels asked for replace its own. UserError where a class has fewer to fit on."""
     columns = COLUMNS.get(data.name, Columns())
-    counts = data.train.labels.bincount(minlength=data.classes)
-    if few and (max(few) > counts.min() or min(few) < 1):
-        raise UserError(f"{max(few)} labels a class are asked for: {data.name} has from 1 to {counts.min()} in each")
-    return Columns(tuple(few), columns.draws, columns.knobs, columns.resampled, columns.unscaled) if few else columns
+    if not few:
+        return columns
+    fewest = int(data.train.labels[data.validation(split_seed)[0]].bincount(minlength=data.classes).min())
+    if max(few) > fewest or min(few) < 1:
+        raise UserError(
+            f"{max(few)} labels a class are asked for: {data.name} has from 1 to {fewest} in each beside the validation part"
+        )
+    return replace(columns, few=tuple(few))
 
 
 def probe(kind: Kind, name: str, train: Tensor, test: Tensor, data: Dataset, split_seed: int, columns: Columns) -> dict:
@@ -73,11 +77,7 @@ def probe(kind: Kind, name: str, train: Tensor, test: Tensor, data: Dataset, spl
     train [n, D], test [t, D]: features as `prepared` gives them. The test features are looked at once for each column, after
     everything is chosen.
     """
-    if not (torch.isfinite(train).all() and torch.isfinite(test).all()):
-        raise UserError(f"the features {name} are not all finite numbers: the run's weights or its images are damaged")
-    labels, test_labels = data.train.labels.to(train.device), data.test.labels.to(train.device)
-    if len(labels.unique()) < 2:
-        raise UserError(f"{data.name} has labels of {len(labels.unique())} class: a probe needs two")
+    labels, test_labels = labels_for(name, train, test, data)
     fitting, validation = data.validation(split_seed)
     found: dict[str, dict] = {}
     chosen: dict = {}
@@ -87,9 +87,9 @@ def probe(kind: Kind, name: str, train: Tensor, test: Tensor, data: Dataset, spl
             chosen = {kind.knob: columns.knobs[kind.knob]}
         elif column.isdigit():  # few labels want another knob than all
             fitted = fitting[label_draws(data.train.labels[fitting], int(column), 1)[0]]
-            chosen = choose(kind, train[fitted], labels[fitted], train[validation], labels[validation])
+            chosen = choose(kind, train[fitted], labels[fitted], train[validation], labels[validation], patience=None)
         elif not chosen:
-            chosen = choose(kind, train[fitting], labels[fitting], train[validation], labels[validation])
+            chosen = choose(kind, train[fitting], labels[fitting], train[validation], labels[validation], kind.patience)
         results = list(kind.predict(train, labels, test, chosen[kind.knob], subsets))
         found[column] = {
             **mean_sd([(predicted == test_labels).double().mean().item() for predicted, _ in results]),
@@ -98,6 +98,16 @@ def probe(kind: Kind, name: str, train: Tensor, test: Tensor, data: Dataset, spl
             "seconds": time.perf_counter() - begun,
         }
     return found
+
+
+def labels_for(name: str, train: Tensor, test: Tensor, data: Dataset) -> tuple[Tensor, Tensor]:
+    """Labels of training and test images where their features are; UserError where these or the labels make no probe."""
+    if not (torch.isfinite(train).all() and torch.isfinite(test).all()):
+        raise UserError(f"the features {name} are not all finite numbers: the run's weights or its images are damaged")
+    labels = data.train.labels.to(train.device)
+    if len(labels.unique()) < 2:
+        raise UserError(f"{data.name} has labels of {len(labels.unique())} class: a probe needs two")
+    return labels, data.test.labels.to(train.device)
 
 
 def mean_sd(accuracies: Sequence[float]) -> dict:
@@ -123,17 +133,19 @@ def subsets_of(columns: Columns, data: Dataset) -> dict[str, list[Tensor | None]
     return found
 
 
-def choose(kind: Kind, x: Tensor, labels: Tensor, x_validation: Tensor, validation_labels: Tensor) -> dict:
+def choose(
+    kind: Kind, x: Tensor, labels: Tensor, x_validation: Tensor, validation_labels: Tensor, patience: int | None
+) -> dict:
     """The knob with the best validation accuracy, the first of equals: until `patience` values in a row are below the best.
 
-    Equal accuracies do not end the search: with few images the weak end of a grid predicts the same for several values.
+    Equal accuracies do not end the search: with few images the weak end of a grid predicts the same for several values. Nor
+    does anything where there is no patience: with few labels the accuracy may fall at first, and the fits take no time.
     """
     tried: dict[float, float] = {}
     for value, predicted in kind.search(x, labels, x_validation):
         tried[value] = (predicted == validation_labels).double().mean().item()
         best = max(tried, key=tried.__getitem__)
-        last = list(tried.values())[-kind.patience :]
-        if all(score < tried[best] for score in last):
+        if patience and all(score < tried[best] for score in list(tried.values())[-patience:]):
             break
     return {kind.knob: best, "validation_accuracy": tried[best], "tried": {f"{v:.2g}": score for v, score in tried.items()}}
 
@@ -161,7 +173,8 @@ def described(kind: Kind, data: Dataset, columns: Columns) -> str:
             f"{kind.knob} and standardisation as for all {len(data.train):,}"
         )
     if columns.few:
-        parts.append(f"columns with few labels: mean and standard deviation of {columns.draws} draws")
+        chosen = "" if fixed else f", {kind.knob} chosen with one more draw on the whole validation tenth"
+        parts.append(f"columns with few labels: mean and standard deviation of {columns.draws} draws{chosen}")
     return "; ".join(parts)
 
 
@@ -172,10 +185,10 @@ def prepared(name: str, train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
 
 def standardised(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
     """Both with the mean and standard deviation of the training features; a feature that never varies becomes 0."""
-    mean = train.mean(0)
+    mean, dead = train.mean(0), train.amin(0) == train.amax(0)  # a rounded mean would leave a constant its rounding error
     train, test = train - mean, test - mean
     sd = train.square().mean(0).sqrt()  # std(0) takes 4 times as long on a CPU
-    scale = torch.where(sd > 1e-6, 1 / sd.clamp_min(1e-6), 0)
+    scale = torch.where((sd > 1e-6) & ~dead, 1 / sd.clamp_min(1e-6), 0)
     return train.mul_(scale), test.mul_(scale)
 
 

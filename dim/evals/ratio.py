@@ -209,6 +209,9 @@ def measured(critic, data: Sequence[Tensor], split: Sequence[Tensor], estimator:
 def estimate(data: Sequence[Tensor], make: Callable[[], nn.Module], split, estimator: str, steps: int, seed: int) -> dict:
     """The held-out divergence between own and shuffled rows in nats, "nats" of the result, with all that its reader needs.
 
+    It is at most the log of the reporting rows: shuffled rows that decide log E e^T- are then too rare to be among those drawn,
+    and the terms alone say anything; 40 Gaussians with 30 nats read 34 and 59 from 1,000 rows.
+
     data: tables [n, D], standardised; split: rows that train, choose, report; make: a new critic. A second critic, trained on
     half of the training rows for half of the steps, tells whether more of both would still raise the value; it costs half as
     much again.
@@ -223,16 +226,16 @@ def estimate(data: Sequence[Tensor], make: Callable[[], nn.Module], split, estim
         return measured(critic, data, (few, *split[1:]), estimator, max(1, steps // part), seed)
 
     whole, half = one(1), one(2)
-    reasons = doubts(whole, half.reporting.value, estimator, len(split[2]))
+    reasons, most = doubts(whole, half.reporting.value, estimator, len(split[2])), math.log(len(split[2]))
     return {
-        "nats": whole.reporting.value,
+        "nats": min(whole.reporting.value, most),
         "positive_term": whole.reporting.positive,
         "negative_term": whole.reporting.negative,
         "standard_error": whole.reporting.error,
         "converged": not reasons,
         "doubts": reasons,
-        "certifiable_nats": math.log(len(split[2])),
-        "half_nats": half.reporting.value,
+        "certifiable_nats": most,
+        "half_nats": min(half.reporting.value, most),
         "choosing_nats": whole.choosing.value,
         "training_nats": whole.training.value,
         "scale": whole.scale,

@@ -74,7 +74,7 @@ def probe(
     encoders: Sequence[str] = ENCODERS,
 ) -> Section:
     """A probe under the clean protocol; few: numbers of labels a class that get a column."""
-    columns = protocol.columns_for(data, few)
+    columns = protocol.columns_for(data, few, split_seed)
     heading = accuracy(data, protocol.described(kind, data, columns), list(protocol.subsets_of(columns, data)))
     run = partial(protocol.probe, kind, data=data, split_seed=split_seed, columns=columns)
 
@@ -92,7 +92,7 @@ def paper(data: Dataset, layers: Sequence[str], encoders: Sequence[str] = ENCODE
 
     def act(layer: str, features: Features) -> dict:
         x, x_test = features.of(layer)
-        labels, test_labels = data.train.labels.to(x.device), data.test.labels.to(x.device)
+        labels, test_labels = protocol.labels_for(layer, x, x_test, data)
         return {"all": mlp.paper(x, labels, x_test, test_labels)}
 
     rows = [Row(name, which, (layer,), partial(act, layer)) for name, which, layer in places(layers, encoders)]
@@ -127,7 +127,8 @@ def fine_tuned(data: Dataset, layers: Sequence[str], few: Sequence[int], losses:
     )
     rows = [Row(name, which, (layer,), partial(act, layer)) for name, which, layer in places(layers) if which != "raw"]
     title = "finetune" + "".join(f", {name} {weight:g}" for name, weight in losses.items())
-    return Section(title, accuracy(data, words, [str(count) for count in few]), rows)
+    heading = accuracy(data, words, [str(count) for count in few]) | {"augmentation": repr(view)}
+    return Section(title, heading, rows)
 
 
 def mutual_information(data: Dataset, pairs: Sequence[tuple[str, str]], encoders: Sequence[str] = ENCODERS) -> Section:

@@ -6,13 +6,14 @@ from dim.figures import drawing
 from dim.figures.drawing import Bar, Bars, Level
 
 
-def draw(path: Path, found: dict, chance: float) -> Path:
+def draw(path: Path, found: dict, chance: float | None) -> Path:
     """A PNG file of what `report.comparison` found: accuracies in per cent of all labels, with their spread over seeds."""
     drawing.needed()
+    level = None if chance is None else Level("chance", 100 * chance)
     panels = []
     for title, rows in found.items():
         groups = [(name, [bar(layer, cell) for layer, cell in cells.items()]) for name, cells in rows.items()]
-        panels.append(Bars(title, "test accuracy, %", groups, 100.0, Level("chance", 100 * chance)))
+        panels.append(Bars(title, "test accuracy, %", groups, 100.0, level))
     words = (
         "Accuracy of probes that are given all labels. The lines are standard deviations over training seeds, where a bar is "
         "the mean of several runs that differ in nothing else."
