@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from dim import build, checkpoint, metrics, randomness, tracking
+from dim import build, checkpoint, grid, metrics, randomness, tracking
 from dim.average import Average
 from dim.config import Config, UserError
 from dim.data import Dataset
 from dim.evals.linear import quick_probe
 from dim.guard import Guard
-from dim.reading import check_folder, one_line, prepare, read
+from dim.reading import check_folder, one_line, open_axes, prepare, read
 from dim.summary import summary
 from dim.views import draw_table
 
@@ -250,8 +250,10 @@ def warn(message: str) -> None:
 def main(argv: list[str]) -> int:
     try:
         torch.set_flush_denormal(True)  # tiny softmax gradients would run at half speed
-        flags = {"dry-run": "print shapes, sizes and negatives, then stop"}
-        config, chosen = read(argv, HERE / "configs" / "digits.yaml", flags)
+        flags, default = {"dry-run": "print shapes, sizes and negatives, then stop"}, HERE / "configs" / "digits.yaml"
+        if axes := open_axes(argv, default, flags):
+            return grid.train(argv, default, flags, axes)
+        config, chosen = read(argv, default, flags)
         folder = Path(config.run.dir or Path("runs") / chosen.config.stem)
         if not chosen.dry_run:
             check_folder(config, folder)

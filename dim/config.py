@@ -37,6 +37,7 @@ class Run:
     keep_every: int = option(
         0, "epochs between copies that stay, as RUN/epoch-N for evaluate.py, the end apart; 0: none", at_least=0
     )
+    jobs: int = option(1, "grids: runs side by side, each with its share of the processor's cores", at_least=1)
     wandb: Literal["off", "offline", "online"] = option("off", "rows go to Weights & Biases too; offline: files for wandb sync")
     project: str = option("dim", "wandb: project that the run belongs to")
 

@@ -31,6 +31,28 @@ def read(argv: list[str], default: Path, flags: dict[str, str] | None = None) ->
     default: the file read where no --config is given. flags: names and help of switches beside the configuration.
     Raises UserError, one line, for whatever is unknown, given twice, ill-typed, out of range or contradictory.
     """
+    chosen, asked = words_of(argv, default, flags)
+    given, axes = settings_of(chosen.config)
+    if left := [axis for axis in axes if axis not in asked]:
+        raise UserError(
+            f"{chosen.config} is a grid over {', '.join(left)}: one run of it needs a value for each, as --{left[0]} .."
+        )
+    config = built(flat(Config()) | {key: typed(key, value) for key, value in (given | asked).items()})
+    check(config)
+    for key in asked:  # a file may hold settings that a word on the command line switched off
+        if setting := needed_for(key, config):
+            raise UserError(f"--{key} would have no effect: it needs {setting}")
+    return config, chosen
+
+
+def open_axes(argv: list[str], default: Path, flags: dict[str, str] | None = None) -> dict[str, list]:
+    """The axes of a grid that a command line leaves open: {key: its values}, {} for one run. The arguments of `read`."""
+    chosen, asked = words_of(argv, default, flags)
+    return {key: values for key, values in settings_of(chosen.config)[1].items() if key not in asked}
+
+
+def words_of(argv: list[str], default: Path, flags: dict[str, str] | None) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """A command line as its switches, `config` among them, and the keys that it sets."""
     switches = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog=Path(sys.argv[0]).name)
     switches.add_argument(
         "--config",
@@ -46,14 +68,26 @@ def read(argv: list[str], default: Path, flags: dict[str, str] | None = None) ->
         raise SystemExit(0)
     switches.error = refuse  # type: ignore
     chosen, rest = switches.parse_known_args(argv)
-    asked = command_line(rest)
-    given = nested_keys(read_yaml(chosen.config), str(chosen.config)) | asked
-    config = built(flat(Config()) | {key: typed(key, value) for key, value in given.items()})
-    check(config)
-    for key in asked:  # a file may hold settings that a word on the command line switched off
-        if setting := needed_for(key, config):
-            raise UserError(f"--{key} would have no effect: it needs {setting}")
-    return config, chosen
+    return chosen, command_line(rest)
+
+
+def settings_of(path: Path) -> tuple[dict[str, Any], dict[str, list]]:
+    """A configuration file as its keys, and the axes of its grid: `grid: {key: [value, ..], ..}`, {} where it has none."""
+    content = read_yaml(path)
+    axes = content.pop("grid", {})
+    if not isinstance(axes, dict):
+        raise UserError(f"{path}: grid is a group of keys with lists of values, not {axes!r}")
+    given, found = nested_keys(content, str(path)), nested_keys(axes, f"{path}: grid")
+    for key, values in found.items():
+        if not isinstance(values, list) or not values:
+            raise UserError(f"{path}: grid: {key} is {values!r}: it must be a list of values")
+        if len({str(value) for value in values}) < len(values):
+            raise UserError(f"{path}: grid: {key} has a value twice")
+        if key in given:
+            raise UserError(f"{path}: {key} has a value and stands in the grid too")
+        if key.startswith("run."):
+            raise UserError(f"{path}: grid: {key} tells no runs apart")
+    return given, found
 
 
 def refuse(message: str) -> None:

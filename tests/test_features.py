@@ -21,7 +21,8 @@ def test_every_image_counts_the_same_however_they_fall_into_batches():
     data = bright_at_the_end(502)
     encoder = Encoder("small8x8", 1)
     whole, parts = (
-        set_statistics(encoder, data, data.train, batch).state_dict()["layers.conv1.1.running_mean"].clone() for batch in (502, 250)
+        set_statistics(encoder, data, data.train, batch).state_dict()["layers.conv1.1.running_mean"].clone()
+        for batch in (502, 250)
     )
     assert torch.allclose(whole, parts, atol=1e-5)
     first = set_statistics(encoder, data, Split(data.train.images[:500], data.train.labels[:500]))

@@ -103,7 +103,7 @@ def test_a_task_is_believed_where_more_than_half_of_its_seeds_are(flags, expecte
 
 
 @pytest.mark.parametrize(("estimate", "expected"), [(1.024, "none"), (1.1, "mine_gaussian_1"), (1.2, "mine_gaussian_1")])
-def test_more_than_a_thirtieth_and_a_twentieth_of_a_nat_above_the_truth_is_over_reported(estimate, expected):
+def test_more_than_three_hundredths_and_a_twentieth_of_a_nat_above_the_truth_is_over_reported(estimate, expected):
     truth = TASKS["mine_gaussian_1"][1].truth
     runs = [{"mi_nats": estimate * truth + 0.05, "converged": True}]
     over, *_ = known_answers.summary({"mine_gaussian_1": runs})

@@ -1,0 +1,110 @@
+"""Grids: every combination of the values of some keys as a run of its own, `RUN/<key>-<value>_..`, trained by train.py.
+
+A configuration file holds `grid: {objective.local.k: [1, 64], seed: [0, 1], ..}`. Keys that stand on the command line are fixed
+there. The same command continues: finished runs are left alone, others go on from their checkpoints.
+"""
+
+import itertools
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from dim.config import UserError
+from dim.reading import check_folder, read, typed, words_of
+
+SCRIPT = Path(__file__).resolve().parent.parent / "train.py"
+
+
+def train(argv: list[str], default: Path, flags: dict[str, str], axes: dict[str, list]) -> int:
+    """Train every point of a grid; exit code 0, or 1 where a run failed, which stops no other.
+
+    argv, default, flags: as `read` takes them; axes: {key: values} that argv leaves open. All points are read before the
+    first begins, so a mistake in one of them costs nothing.
+    """
+    chosen, asked = words_of(argv, default, flags)
+    points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    base = Path(asked.get("run.dir") or Path("runs") / chosen.config.stem)
+    jobs = typed("run.jobs", asked.pop("run.jobs", 1))
+    words = {}
+    for point in points:
+        folder = base / name(point)
+        words[folder] = ["--config", str(chosen.config), *texts(asked | point | {"run.dir": str(folder)})]
+        try:
+            check_folder(read(words[folder], default, flags)[0], folder)
+        except UserError as error:
+            raise UserError(f"{folder.name}: {error}") from None
+    todo = [folder for folder in words if not finished(folder)]
+    print(f"grid       {base}, {len(words)} runs over {', '.join(axes)}; {len(words) - len(todo)} of them are finished")
+    if chosen.dry_run:  # the first stands for all
+        return subprocess.run([sys.executable, str(SCRIPT), *words[base / name(points[0])], "--dry-run"]).returncode
+    return run({folder: words[folder] for folder in todo}, jobs)
+
+
+def name(point: dict[str, Any]) -> str:
+    """The folder of a point: estimator-jsd_k-8_seed-0; a key whose last word others have too stands with the one before."""
+    lasts = [key.rsplit(".", 1)[-1] for key in point]
+    parts = [last if lasts.count(last) == 1 else ".".join(key.split(".")[-2:]) for key, last in zip(point, lasts, strict=True)]
+    return "_".join(f"{part}-{value}" for part, value in zip(parts, point.values(), strict=True)).replace("/", ":")
+
+
+def texts(keys: dict[str, Any]) -> list[str]:
+    """Keys as words of a command line."""
+    return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in keys.items()]
+
+
+def finished(folder: Path) -> bool:
+    """Whether a run has made all its steps."""
+    try:
+        found = json.loads((folder / "summary.json").read_bytes())
+        return found["step"] == found["steps"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
+def run(words: dict[Path, list[str]], jobs: int) -> int:
+    """Train runs, `jobs` of them side by side, each in a process of its own with a bar below the grid's.
+
+    What a run prints is in its folder too, so only bars and complaints are shown. An interrupt is passed on to the runs that
+    are under way, which save; a session of their own keeps the terminal from sending them a second one, which would not.
+    """
+    threads = {} if jobs == 1 else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
+    places, live = list(range(1, jobs + 1)), set()  # free lines for bars; processes under way
+
+    def one(folder: Path) -> int:
+        place = places.pop(0)
+        more = threads | {"TQDM_POSITION": str(place), "TQDM_LEAVE": "0"}
+        line = [sys.executable, str(SCRIPT), *words[folder]]
+        process = subprocess.Popen(line, env=os.environ | more, stdout=subprocess.DEVNULL, start_new_session=True)
+        live.add(process)
+        code = process.wait()
+        live.discard(process)
+        places.insert(0, place)
+        return code
+
+    failed = {}
+    with (
+        ThreadPoolExecutor(jobs) as pool,
+        tqdm(total=len(words), desc="grid", unit="run", disable=None, dynamic_ncols=True, position=0) as bar,
+    ):
+        try:
+            for folder, code in zip(words, pool.map(one, words), strict=True):
+                bar.update()
+                if code:
+                    failed[folder] = code
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in live:
+                process.send_signal(signal.SIGINT)
+            raise KeyboardInterrupt("stopped, the runs under way saved; the same command continues there") from None
+    for folder, code in failed.items():
+        print(f"failed     {folder}, exit code {code}; alone: python train.py {shlex.join(words[folder])}", file=sys.stderr)
+    print(f"{len(words) - len(failed)} of {len(words)} runs done" + f", {len(failed)} failed" * bool(failed))
+    return int(bool(failed))
