@@ -272,7 +272,7 @@ def test_several_runs_share_their_baselines(trained, two_columns, tmp_path, monk
         (["{run}", "--unlabelled", "pseudo"], "--unlabelled belongs to fine-tuning: give --probes finetune too"),
         (["{run}", "--measures", "mine", "--pairs", "x:z"], "x:z names z: write A:B with two of x, conv, fc, y"),
         (["{run}", "--measures", "mine", "--pairs", "y"], "y names nothing: write A:B"),
-        (["{run}", "--labels-per-class", "200"], "200 labels a class are asked for: digits has from 1 to 12"),
+        (["{run}", "--labels-per-class", "200"], "200 labels a class are asked for: digits has from 1 to 11"),
         ([], "the following arguments are required: RUN"),
         (["{run}", "--probe", "linear"], "--probe is no option; did you mean probes?"),
         (["{run}", "--train.lr", "1"], "--train.lr belongs to training"),

@@ -121,7 +121,8 @@ def test_names_tell_points_apart():
 
 
 def test_an_interrupt_reaches_the_run_under_way_which_saves(config, tmp_path):
-    line = [sys.executable, str(ROOT / "train.py"), *words(config), "--train.epochs", "100", "--run.save_every", "1000"]
+    line = [sys.executable, str(ROOT / "train.py"), *words(config), "--run.save_every", "1000"]
+    line[line.index("--train.epochs") + 1] = "100"
     with open(tmp_path / "said", "w") as said:
         process = subprocess.Popen(line, stdout=said, stderr=said, env=os.environ | {"OMP_NUM_THREADS": "1"})
     metrics, end = tmp_path / "runs" / "estimator-jsd_k-1" / "metrics.jsonl", time.monotonic() + 120
