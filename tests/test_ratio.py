@@ -288,6 +288,7 @@ def measurement(value=1.0, choosing=1.01, error=0.01, second=0.0):
 def test_a_value_without_doubts_has_converged():
     assert doubts(measurement(), 0.99, "jsd", 5000) == []
     assert doubts(measurement(-0.01, 0.0), 0.0, "jsd", 100) == []
+    assert doubts(measurement(), 0.99, "jsd", 21) == []  # log 21 = 3.04
     assert doubts(measurement(second=0.5), 0.99, "jsd", 5000) == []  # too sure of itself, which the scale mends
     assert doubts(measurement(second=-9.0), 0.99, "dv", 5000) == []  # its constant is free
 
@@ -300,7 +301,7 @@ def test_a_value_without_doubts_has_converged():
         ({"choosing": 1.3}, 0.99, 5000, "the rows that chose the critic give 1.30 nats, those that report 1.00"),
         ({"choosing": 0.7}, 0.99, 5000, "the rows that chose the critic give 0.70 nats, those that report 1.00"),
         ({"second": -0.5}, 0.99, 5000, "the second term was -0.50 before scaling, not 0"),
-        ({}, 0.99, 7, "7 rows can certify about 1.9 nats"),
+        ({}, 0.99, 19, "19 rows can certify about 2.9 nats"),
     ],
 )
 def test_each_doubt_is_said_with_its_numbers(change, half, rows, message):

@@ -36,6 +36,7 @@ STOPS = 20  # at which the critic is looked at
 PATIENCE = 6  # stops without a better one, after which training ends
 LOOK = 4096  # rows of a look, with 4 shuffles; the report takes all of its third, with SHUFFLES
 SHUFFLES = 32
+MARGIN = 2.0  # nats below the log of the reporting rows from which on the large e^T- are too rare to be judged by those drawn
 CHUNK = 4096  # rows through the first layer at once: 67 MB of a map of 4,096 numbers
 
 Estimator = Callable[[Tensor, Tensor], Tensor]
@@ -270,7 +271,7 @@ def doubts(whole: Measured, half: float, estimator: str, rows: int) -> list[str]
         found.append(f"the rows that chose the critic give {choosing:.2f} nats, those that report {value:.2f}")
     if estimator == "jsd" and second < -allowed:
         found.append(f"the second term was {second:.2f} before scaling, not 0: the value may be too high")
-    if value > math.log(rows) - 1:
+    if value > math.log(rows) - MARGIN:
         found.append(f"{rows:,} rows can certify about {math.log(rows):.1f} nats")
     return found
 
