@@ -386,11 +386,7 @@ def best_scores(counts, critic):
     The rows of neg hold each pair of an x and a y of the n, so means over them are expectations; no sampling.
     """
     n = int(counts.sum())
-    x, y = (
-        i.repeat_interleave(counts.flatten())
-        for i in torch.meshgrid(*map(torch.arange, counts.shape), indexing="ij")
-        for i in [i.flatten()]
-    )
+    x, y = counts.nonzero().repeat_interleave(counts.flatten(), 0).T  # none of the counts is 0
     r = counts * n / (counts.sum(1, keepdim=True) * counts.sum(0)).double()
     table = critic(r).clone().requires_grad_()
     return table, table[x, y][:, None], table[x[:, None], y[None, :]]
