@@ -247,14 +247,14 @@ def comparison(reports: Mapping[str, dict]) -> dict:
     """
     found: dict[str, dict] = {}
     groups = grouped(reports)
-    whose = baselines(groups)
     for title, column in dict.fromkeys(table for content in reports.values() for table in tables_of(content)):
         gathered: dict[str, dict[str, dict]] = {}
+        whose = baselines(groups, title)
         for group, members in groups.items():
             for content in members:
                 for row, cells in content.get(title, {"rows": {}})["rows"].items():
                     kind, _, layer = row.partition(" ")
-                    name = group if kind == "trained" else whose[kind, lineage(kind, content["run"])]
+                    name = group if kind == "trained" else whose[kind, lineage(kind, content, title)]
                     once = content["run"]["seed"] if kind != "raw" else 0  # pixels have no seed
                     gathered.setdefault(name, {}).setdefault(layer, {})[once] = cells[column]["accuracy"]
         found[title if column == "all" else f"{title}, {column} labels a class"] = {
@@ -270,19 +270,20 @@ def tables_of(content: dict) -> list[tuple[str, str]]:
     return [(title, column) for title, part in parts for column in (["all"] if "all" in part["labels"] else part["labels"])]
 
 
-def lineage(kind: str, run: dict) -> tuple:
-    """What a baseline depends on beside its seed."""
-    return dependence(kind, run | {"seed": None})
+def lineage(kind: str, content: dict, title: str) -> tuple:
+    """What a baseline of a section depends on beside its seed; fine-tuned ones on the augmentation too."""
+    return *dependence(kind, content["run"] | {"seed": None}), content[title].get("augmentation")
 
 
-def baselines(groups: Mapping[str, list[dict]]) -> dict[tuple, str]:
-    """Names of the baselines of groups by (kind, lineage)."""
+def baselines(groups: Mapping[str, list[dict]], title: str) -> dict[tuple, str]:
+    """Names of the baselines of a section by (kind, lineage)."""
     found: dict[tuple, str] = {}
     for kind, name in WHOSE.items():
         first: dict[tuple, str] = {}
         for group, members in groups.items():
             for content in members:
-                first.setdefault(lineage(kind, content["run"]), group)
+                if title in content:
+                    first.setdefault(lineage(kind, content, title), group)
         found |= {(kind, of): name if len(first) == 1 else f"{name} of {group}" for of, group in first.items()}
     return found
 

@@ -171,6 +171,10 @@ def test_a_section_without_a_column_of_all_labels_has_a_table_for_each_number_of
     assert list(found["finetune, 10 labels a class"]) == ["a", "b"]
     assert "## finetune, 250 labels a class" in report.compared(found)
     assert report.chance(reports) == 0.1
+    for name, views in (("a", "flips"), ("b", "None")):
+        reports[name]["finetune"] = part({"random y": 0.3, "trained y": 0.5}, ("10",)) | {"augmentation": views}
+    shown = list(report.comparison(reports)["finetune, 10 labels a class"])
+    assert shown == ["random encoder of a", "a", "random encoder of b", "b"]
     reports["b"]["finetune"]["chance"] = 0.01
     assert report.chance(reports) is None
 
