@@ -15,8 +15,8 @@ def draw(path: Path, found: dict, chance: float | None) -> Path:
         groups = [(name, [bar(layer, cell) for layer, cell in cells.items()]) for name, cells in rows.items()]
         panels.append(Bars(title, "test accuracy, %", groups, 100.0, level))
     words = (
-        "Accuracy of probes, given all labels where a panel does not say how many. The lines are standard deviations over training "
-        "seeds, where a bar is the mean of several runs that differ in nothing else."
+        "Accuracy of probes, given all labels where a panel does not say how many. The lines are standard deviations over "
+        "training seeds, where a bar is the mean of several runs that differ in nothing else."
     )
     return drawing.save(path, "Runs compared", panels, [words])
 
