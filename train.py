@@ -3,10 +3,13 @@
 Without --config the embedded default, configs/digits.yaml. The same command continues an unfinished run.
 """
 
+import math
 import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,10 +17,12 @@ from tqdm import tqdm
 
 from dim import build, checkpoint, grid, metrics, randomness, tracking
 from dim.average import Average
+from dim.chunks import embedded_in_chunks
 from dim.config import Config, UserError
 from dim.data import Dataset
 from dim.evals.linear import quick_probe
 from dim.guard import Guard
+from dim.objective import Embedded
 from dim.reading import check_folder, one_line, open_axes, prepare, read
 from dim.summary import summary
 from dim.views import draw_table
@@ -41,13 +46,19 @@ def train(config: Config, data: Dataset, folder: Path, dry_run: bool = False) ->
     if config.run.probe_every:
         data.with_labels()
     epoch_steps = len(images) // c.batch_size
-    steps = c.epochs * epoch_steps
+    steps = c.steps or c.epochs * epoch_steps
     print(summary(config, data, encoder, objective, terms, device, steps))
     for term in terms:
         if term.warning:
             warn(term.warning)
     if c.warmup >= steps:
         warn(f"train.warmup is {c.warmup} steps of {steps}: the learning rates never reach their values; lower it")
+    for term in terms:
+        if term.queue >= epoch_steps * c.batch_size:
+            raise UserError(
+                f"objective.{'glob' if term.name == 'global' else 'local'}.queue is {term.queue}: it must hold less than an "
+                f"epoch, which has {epoch_steps * c.batch_size:,} images"
+            )
     if dry_run:
         return
     prepare(config, folder)
@@ -96,26 +107,42 @@ def train(config: Config, data: Dataset, folder: Path, dry_run: bool = False) ->
         checkpoint.save_json(folder / "summary.json", so_far)
         tracker.summarise(so_far)
 
-    asked = stop_when_asked()
-    clock, clock_step = time.perf_counter(), start
-    bar = tqdm(range(start, steps), initial=start, total=steps, disable=None, unit="step", dynamic_ncols=True)
-    for step in bar:
-        epoch, place = divmod(step, epoch_steps)
-        if place == 0 or step == start:
-            order = randomness.order(config.seed, epoch, len(images)).to(device)
-            draws = draw_table(config.seed, epoch, len(images), views, view.draws).to(device)
-            batches = images.batches(order[place * c.batch_size : epoch_steps * c.batch_size], c.batch_size)
+    autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=config.precision == "bf16")
+    parts = torch.nn.ModuleList([encoder, objective])
 
-        # images -> views
-        index = order[place * c.batch_size : (place + 1) * c.batch_size]
-        originals = data.units(next(batches).to(device), torch.float64 if config.precision == "float64" else torch.float32)
-        pictures = data.normalised(torch.cat([view(originals, draws[index, v]) for v in range(views)]))
-        pictures = pictures.contiguous(memory_format=torch.channels_last)
+    def walk(first: int, last: int) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        """Steps with the data-set numbers of their images and their pictures, in an order and in views of each epoch's own."""
+        for step in range(first, last):
+            epoch, place = divmod(step, epoch_steps)
+            if place == 0 or step == first:
+                order = randomness.order(config.seed, epoch, len(images)).to(device)
+                draws = draw_table(config.seed, epoch, len(images), views, view.draws).to(device)
+                batches = images.batches(order[place * c.batch_size : epoch_steps * c.batch_size], c.batch_size)
+            index = order[place * c.batch_size : (place + 1) * c.batch_size]
+            originals = data.units(next(batches).to(device), torch.float64 if config.precision == "float64" else torch.float32)
+            pictures = data.normalised(torch.cat([view(originals, draws[index, v]) for v in range(views)]))
+            yield step, index, pictures.contiguous(memory_format=torch.channels_last)
+
+    def embed(pictures: torch.Tensor) -> Embedded:
+        with autocast():
+            return embedded_in_chunks(lambda some: objective.embed(encoder(some)), parts, pictures, c.chunk, views)
+
+    asked = stop_when_asked()
+    if not start:  # a queue begins with the last images of an epoch before the first, so that K is the same at every step
+        with torch.no_grad():
+            for step, index, pictures in walk(-(max(t.queue for t in terms) // c.batch_size), 0):
+                objective.remember(embed(pictures), index, step, views)
+    clock, clock_step = time.perf_counter(), start
+    bar = tqdm(walk(start, steps), initial=start, total=steps, disable=None, unit="step", dynamic_ncols=True)
+    for step, index, pictures in bar:
+        done = step + 1
+        epoch, epoch_ends = step // epoch_steps, done % epoch_steps == 0
+        logs = done % config.run.log_every == 0 or done == steps
 
         # views -> maps and codes -> scores -> estimates -> the two losses
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            codes = encoder(pictures)
-            losses = objective(codes, index, config.seed, step, views)
+        at = embed(pictures)
+        with autocast():
+            losses = objective.losses(at, index, config.seed, step, views, keep_scores=logs)
 
         # each loss to its owner: one backward pass, since no gradient crosses
         for opt, lr in optimizers.values():
@@ -132,15 +159,14 @@ def train(config: Config, data: Dataset, folder: Path, dry_run: bool = False) ->
         for opt, _ in optimizers.values():
             guard.withhold(opt)
             opt.step()
+        objective.constrain()
+        objective.remember(at, index, step, views)
         if average is not None:
             average.update(encoder)
 
         # what happened: summed on the device, read when it is written down
         watched["steps"] = torch.ones_like(losses.encoder)
         sums = {name: value.detach() + sums.get(name, 0) for name, value in watched.items()}
-        done = step + 1
-        epoch_ends = done % epoch_steps == 0
-        logs = done % config.run.log_every == 0 or done == steps
         saves = done % config.run.save_every == 0 or done == steps
         probes = config.run.probe_every and epoch_ends and (epoch + 1) % config.run.probe_every == 0
         keeps = config.run.keep_every and epoch_ends and (epoch + 1) % config.run.keep_every == 0 and done < steps
@@ -149,20 +175,21 @@ def train(config: Config, data: Dataset, folder: Path, dry_run: bool = False) ->
         if logs or probes:
             seconds = time.perf_counter() - clock
             row = {"step": done, "epoch": round(done / epoch_steps, 4)}
-            row |= metrics.means(sums, terms) | metrics.code_statistics(codes.y[: c.batch_size])
+            row |= metrics.means(sums, terms) | metrics.watched(losses.scores, terms) | objective.ages(done)
+            row |= metrics.code_statistics(at.y[: c.batch_size])
             row |= {"learning_rate": optimizer.param_groups[0]["lr"]}
             row |= {"images_per_second": (done - clock_step) * c.batch_size / seconds}
             if probes:
                 row |= quick_probe(encoder, data, config.data.split_seed)
             log.write(row)
             tracker.log(row)
-            bar.set_description(f"epoch {epoch + 1}/{c.epochs}")
+            bar.set_description(f"epoch {epoch + 1}/{math.ceil(steps / epoch_steps)}")
             bar.set_postfix_str(metrics.bar_text(row, terms))
             if row["code/effective_rank"] < 2 and not warned:
                 warned = True
                 cure = "train.lr" + ", objective.prior.lr or objective.prior.weight" * (objective.prior is not None)
                 rank = row["code/effective_rank"]
-                warn(f"step {done}: the code collapses, effective rank {rank:.1f} of {codes.y.shape[1]}; lower {cure}")
+                warn(f"step {done}: the code collapses, effective rank {rank:.1f} of {at.y.shape[1]}; lower {cure}")
             sums, clock, clock_step = {}, time.perf_counter(), done
         if saves or keeps or asked:
             save(done)

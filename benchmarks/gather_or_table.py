@@ -23,7 +23,8 @@ from step_parts import Times, describe, machine, markdown, settle  # beside this
 from tqdm import tqdm
 
 from dim.critics import Dot
-from dim.negatives import Sampled, batch_pool
+from dim.negatives import Sampled
+from dim.pool import batch_pool
 
 LOCATIONS = 64
 SETTINGS = ((64, 128), (64, 256), (64, 2048), (256, 128), (256, 256))  # batch, units
@@ -40,8 +41,8 @@ def measure(batch: int, units: int, k: int, repeats: int, device: str) -> dict:
     """Milliseconds of both ways, forward and backward, one warm-up each."""
     a = torch.randn(batch, units, device=device, requires_grad=True)
     b = torch.randn(batch, LOCATIONS, units, device=device, requires_grad=True)
-    b, image, own = batch_pool(b, torch.arange(batch, device=device))
-    rows = Sampled(k)(own, image, LOCATIONS, seed=0, step=0)
+    pool = batch_pool(b, torch.arange(batch, device=device))
+    rows = Sampled(k)(pool, seed=0, step=0)
     critic = Dot(1, 1, units, scale=units**-0.5)  # its heads are not used
     incoming = torch.randn(batch, k, device=device)
 
@@ -49,7 +50,7 @@ def measure(batch: int, units: int, k: int, repeats: int, device: str) -> dict:
         critic.GATHER = WAYS[way]
         times = Times(a.device)
         with times(way, "both"):
-            torch.autograd.grad(critic.pairs(a, b, own, rows), (a, b), incoming)
+            torch.autograd.grad(critic.pairs(a, b, pool.out, rows), (a, b), incoming)
         return times.seconds[way, "both"]
 
     pairs = [(seconds("gather"), seconds("table")) for _ in range(repeats + 1)][1:]

@@ -139,10 +139,10 @@ def cut_gradients(t: Training, step: int, measure: Measure) -> Losses:
         embedded = critic.embed(y, places(m))
         a, b = map(leaf, embedded)
     with measure("scores", "forward"):
-        pool, image, own = t.term.pool(b, t.index)
-        scores = critic.score(a[:, None], pool.index_select(0, own))
-        rows = t.term.negatives(own, image, pool.shape[1], 0, step)
-        scored = scores, critic.pairs(a, pool, own, rows)
+        pool = t.term.pool(b, t.index)
+        scores = critic.score(a[:, None], pool.b.index_select(0, pool.own))
+        rows = t.term.negatives(pool, 0, step)
+        scored = scores, critic.pairs(a, pool.b, pool.out, rows)
         pos, neg = map(leaf, scored)
     with measure("estimator", "forward"):
         value = t.term.estimator(pos, neg)
@@ -157,7 +157,7 @@ def cut_gradients(t: Training, step: int, measure: Measure) -> Losses:
         torch.autograd.backward(embedded, (a.grad, b.grad))
     with measure("encoder", "backward"):
         torch.autograd.backward((codes.y, codes.map), (y.grad, m.grad))
-    return Losses(loss, None, {"local": value})
+    return Losses(loss, None, {"local": value}, {})
 
 
 def cut_step(t: Training, step: int, measure: Measure) -> None:

@@ -1,5 +1,6 @@
 """Names in the configuration -> objects: the one file that imports every factor."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from dim.evals.mlp import MLP
 from dim.evals.svm import SVM
 from dim.negatives import NEGATIVES
 from dim.objective import Objective, Term
+from dim.pool import Pool, Queue, batch_pool
 from dim.prior import Prior
 from dim.schedule import SCHEDULES, warmed
 from dim.views import VIEWS, Chain
@@ -37,6 +39,8 @@ class TermFacts(NamedTuple):
     ceiling: float | None
     score_bytes: int  # the largest tensor of scores, or of the concat critic's hidden layer
     warning: str  # what a user should know before the run, or ""
+    log_ratio: bool = False  # whether nwj and smile may read the critic
+    queue: int = 0  # images of earlier steps
 
 
 def dataset(config: Config) -> Dataset:
@@ -101,23 +105,34 @@ def term(config: Config, c: TermConfig, name: str, m: Tensor) -> tuple[Term, Ter
     width, locations, images = m.shape[1], m.shape[2], config.train.batch_size
     key = f"objective.{'local' if name == 'local' else 'glob'}"
     negatives = NEGATIVES[c.negatives](c.k)
-    k, most = negatives.count(images, locations), (images - 1) * locations
+    others = images + c.queue - 2 if c.queue else images - 1  # a queue's copy of the own image is left out too
+    k, most = negatives.count(others, locations), others * locations
     if k > most:
-        raise UserError(f"{key}.k is {c.k}: a batch of {images} with {locations} locations a map has {most} negatives")
+        behind = f" and a queue of {c.queue}" * bool(c.queue)
+        raise UserError(f"{key}.k is {c.k}: a batch of {images}{behind} with {locations} locations a map has {most} negatives")
     fewest = min(k, images - 1) if c.symmetric else k
     if c.estimator == "dv_per_anchor" and fewest == 1:
         raise UserError(f"{key}: dv_per_anchor with 1 negative grows without end: raise {key}.k or choose another estimator")
     critic = seeded(config, name, lambda: make_critic(c, config, width))
+    pool: Callable[[Tensor, Tensor], Pool] = batch_pool
+    if c.queue:
+        with torch.no_grad():
+            _, b = critic.eval().embed(m.new_zeros(1, config.encoder.code_size), m)
+        critic.train()
+        pool = Queue(c.queue, locations, b.shape[-1]).to(b.dtype)
+    slope = c.slope if c.estimator == "wasserstein" and not c.weight_clip else 0.0
+    clip = c.weight_clip if c.estimator == "wasserstein" else 0.0
     estimator = ESTIMATORS[c.estimator]
-    made = Term(critic, estimator, negatives, symmetric=c.symmetric)
+    made = Term(critic, estimator, negatives, pool, c.symmetric, slope, clip)
     ceilings = [estimator.ceiling(n) for n in ([k, images - 1] if c.symmetric else [k])]
     limit = None if None in ceilings else sum(filter(None, ceilings)) / len(ceilings)
-    pairs = images * (images * locations if c.negatives == "all" else k)
+    pairs = images * ((images + c.queue) * locations if c.negatives == "all" else k)
     score_bytes = 4 * pairs * (c.units if c.critic == "concat" else 1)
     warning = ""
     if c.estimator == "dv_per_anchor" and fewest < 256:
         warning = f"{key}: dv_per_anchor with {fewest} negatives; below about 256 its scores run away"
-    return made, TermFacts(name, estimator.unit, locations, k, limit, score_bytes, warning)
+    facts = TermFacts(name, estimator.unit, locations, k, limit, score_bytes, warning, estimator.log_ratio, c.queue)
+    return made, facts
 
 
 def make_critic(c: TermConfig, config: Config, width: int) -> Critic:

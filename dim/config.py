@@ -103,9 +103,9 @@ class Encoder:
 @dataclass(frozen=True)
 class Term:
     weight: float = option(0.0, "weight of the term (alpha for glob, beta for local); 0: not built", at_least=0)
-    estimator: Literal["jsd", "dv", "dv_per_anchor", "infonce", "nwj", "nce", "rkl", "chi2", "hellinger", "tv"] = option(
-        "infonce", "estimator of the term"
-    )
+    estimator: Literal[
+        "jsd", "dv", "dv_per_anchor", "infonce", "nwj", "nce", "rkl", "chi2", "hellinger", "tv", "wasserstein"
+    ] = option("infonce", "estimator of the term")
     critic: Literal["dot", "cosine", "bilinear", "concat"] = option("dot", "critic of the term")
     units: int = option(2048, "width of the critic's embedding, not of bilinear's; the paper: dot 2048, concat 512", at_least=1)
     scale: float | Literal["1/sqrt(units)"] = option(1.0, "dot: factor of the scores; the paper: 1", above=0)
@@ -114,7 +114,14 @@ class Term:
     projector: int = option(0, "width of a network between y and the critic; 0: none", at_least=0)
     negatives: Literal["all", "sampled", "shifted"] = option("all", "which locations of other images are negatives")
     k: int = option(0, "sampled: negatives of each anchor; shifted: shifts of the batch; all: 0", at_least=0)
+    queue: int = option(
+        0, "images of earlier steps whose locations are negatives too, a multiple of the batch, less than an epoch", at_least=0
+    )
     symmetric: bool = option(False, "average with the same estimate the other way round")
+    slope: float = option(10.0, "wasserstein: weight of the penalty on slopes of the score above 1", above=0)
+    weight_clip: float = option(
+        0.0, "wasserstein: the critic's weights stay within +- this, in the penalty's place; 0: penalty", at_least=0
+    )
 
 
 @dataclass(frozen=True)
@@ -135,7 +142,11 @@ class Objective:
 @dataclass(frozen=True)
 class Train:
     epochs: int = option(30, "passes over the training images", at_least=1)
+    steps: int = option(0, "steps, whatever an epoch has; 0: train.epochs", at_least=0)
     batch_size: int = option(128, "images a step, at least 2; the last incomplete batch of an epoch is dropped", at_least=2)
+    chunk: int = option(
+        0, "images embedded at a time, twice, so that a large batch needs little memory; 0: all at once", at_least=0
+    )
     optimizer: Literal["adam", "adamw"] = option("adam", "Adam, or AdamW whose weight decay does not pass through the moments")
     lr: float = option(1e-3, "learning rate of encoder and critics", above=0)
     betas: tuple[float, float] = option((0.9, 0.999), "Adam's betas, of the prior discriminator too", at_least=0)
@@ -231,6 +242,11 @@ def check(config: Config) -> None:
         )
     if config.precision == "float64" and config.device == "mps":
         raise UserError("precision float64 is not possible on device mps: choose float32 or device cpu")
+    c = config.train
+    if c.chunk and c.batch_size % c.chunk:
+        raise UserError(f"train.chunk is {c.chunk}: it must divide train.batch_size, {c.batch_size}")
+    if c.chunk * config.views.number == 1 and config.norm == "batch":
+        raise UserError("train.chunk is 1: statistics of one picture say nothing; raise it, or choose norm layer or none")
     terms = {"local": config.objective.local, "glob": config.objective.glob}
     if not any(term.weight for term in terms.values()):
         raise UserError("objective.local.weight and objective.glob.weight are both 0: nothing to train")
@@ -244,8 +260,10 @@ def check_term(key: str, term: Term, config: Config) -> None:
         raise UserError(f"{key}.k is {term.k} but {key}.negatives is all: set that to sampled or shifted, or {key}.k to 0")
     if term.negatives != "all" and not term.k:
         raise UserError(f"{key}.negatives is {term.negatives} and needs {key}.k of at least 1")
-    if term.negatives == "shifted" and term.k >= config.train.batch_size:
+    if term.negatives == "shifted" and not term.queue and term.k >= config.train.batch_size:
         raise UserError(f"{key}.k is {term.k}: a batch of {config.train.batch_size} has {config.train.batch_size - 1} shifts")
+    if term.queue % config.train.batch_size:
+        raise UserError(f"{key}.queue is {term.queue}: it must be a multiple of train.batch_size, {config.train.batch_size}")
     if term.critic == "concat" and term.scale != 1:
         raise UserError(
             f"{key}.scale is {term.scale}, but only the dot critic has a scale: set it to 1, or {key}.critic to dot"
@@ -271,5 +289,11 @@ def needed_for(key: str, config: Config) -> str:
         return "" if config.data.name == "folder" else "data.name folder"
     if group in ("objective.local", "objective.glob", "objective.prior") and name != "weight":
         term = getattr(config.objective, group.rpartition(".")[2])
-        return "" if term.weight else f"{group}.weight above 0"
+        if not term.weight:
+            return f"{group}.weight above 0"
+        if name in ("slope", "weight_clip") and term.estimator != "wasserstein":
+            return f"{group}.estimator wasserstein"
+        return f"{group}.weight_clip 0" if name == "slope" and term.weight_clip else ""
+    if key == "train.epochs" and config.train.steps:
+        return "train.steps 0"
     return "run.wandb offline or online" if key == "run.project" and config.run.wandb == "off" else ""

@@ -4,7 +4,7 @@ A anchors (global vectors y), P images in the pool, L locations of a map, K nega
 
     embed(y [A, Dy], m [P, Dm, L])   -> a [A, U], b [P, L, U]    each vector once: the costly part
     score(a, b)                      -> scores of the pairs given, broadcast over leading dimensions
-    pairs(a, b, own, rows)           -> neg [A, K]               gather and score, or where all are asked the table
+    pairs(a, b, out, rows)           -> neg [A, K]               gather and score, or where all are asked the table
 
 Scores are at least float32 whatever autocast says; float64 stays.
 """
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dim.estimators import raised
 from dim.norms import norm
+from dim.pool import skipping
 
 
 class Critic(nn.Module, ABC):
@@ -35,14 +36,14 @@ class Critic(nn.Module, ABC):
         """a [A, U], b [P, L, U] -> scores of every anchor with every location [A, P, L]."""
         return self.score(a[:, None, None], b)
 
-    def pairs(self, a: Tensor, b: Tensor, own: Tensor, rows: Tensor | None = None) -> Tensor:
+    def pairs(self, a: Tensor, b: Tensor, out: Tensor, rows: Tensor | None = None) -> Tensor:
         """a [A, U], b [P, L, U] -> scores of the negatives [A, K].
 
-        rows [A, K] index the pool's P L locations; None asks for all (P - 1) L of the other images, in the pool's order,
-        where own [A] is the place of each anchor's image in the pool.
+        rows [A, K] index the pool's P L locations; None asks for all (P - E) L of the other images, in the pool's order,
+        where out [A, E] are the places in the pool that are left out for each anchor, ascending.
         """
         if rows is None:
-            return without_own(self.table(a, b), own)
+            return left(self.table(a, b), out)
         return self.score(a[:, None], gathered(b.flatten(0, 1), rows))
 
 
@@ -66,10 +67,10 @@ class InnerProduct(Critic):
         with torch.autocast(a.device.type, enabled=False):
             return (raised(a) * self.factor() @ raised(b).flatten(0, 1).T).view(len(a), *b.shape[:2])
 
-    def pairs(self, a: Tensor, b: Tensor, own: Tensor, rows: Tensor | None = None) -> Tensor:
+    def pairs(self, a: Tensor, b: Tensor, out: Tensor, rows: Tensor | None = None) -> Tensor:
         if rows is not None and rows.shape[1] * self.GATHER >= b.shape[0] * b.shape[1]:
             return self.table(a, b).flatten(1).gather(1, rows)
-        return super().pairs(a, b, own, rows)
+        return super().pairs(a, b, out, rows)
 
 
 class Dot(InnerProduct):
@@ -201,8 +202,8 @@ class Projected(Critic):
     def table(self, a: Tensor, b: Tensor) -> Tensor:
         return self.critic.table(a, b)
 
-    def pairs(self, a: Tensor, b: Tensor, own: Tensor, rows: Tensor | None = None) -> Tensor:
-        return self.critic.pairs(a, b, own, rows)
+    def pairs(self, a: Tensor, b: Tensor, out: Tensor, rows: Tensor | None = None) -> Tensor:
+        return self.critic.pairs(a, b, out, rows)
 
 
 def by_rows(layer: nn.Module, m: Tensor) -> Tensor:
@@ -215,12 +216,11 @@ def gathered(b: Tensor, rows: Tensor) -> Tensor:
     return b.index_select(0, rows.flatten()).unflatten(0, rows.shape)
 
 
-def without_own(table: Tensor, own: Tensor) -> Tensor:
-    """table [A, P, L], own [A] -> [A, (P - 1) L]: the own image of each anchor left out, the others in order."""
+def left(table: Tensor, out: Tensor) -> Tensor:
+    """table [A, P, L], out [A, E] -> [A, (P - E) L]: those images left out for each anchor, the others in order."""
     anchors, images, _ = table.shape
-    others = torch.arange(images - 1, device=own.device).expand(anchors, -1)
-    others = others + (others >= own[:, None])  # [A, P - 1]
-    flat = others + images * torch.arange(anchors, device=own.device)[:, None]
+    others = skipping(torch.arange(images - out.shape[1], device=out.device), out)  # [A, P - E]
+    flat = others + images * torch.arange(anchors, device=out.device)[:, None]
     return table.flatten(0, 1).index_select(0, flat.flatten()).view(anchors, -1)
 
 

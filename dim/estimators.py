@@ -148,6 +148,16 @@ def tv(pos: Tensor, neg: Tensor) -> Tensor:
     return (pos.tanh().mean() - neg.tanh().mean()) / 2
 
 
+def wasserstein(pos: Tensor, neg: Tensor) -> Tensor:
+    """Wasserstein-1 distance of joint and product by its dual: E T+ - E T-, over critics of slope 1 at most.
+
+    pos [A, L], neg [A, K] -> scalar, in units of what the slope is measured over; without a limit on the slope it grows without
+    end, so training needs one (`dim.objective.Term`). Best critic: Kantorovich's potential. No f-divergence.
+    """
+    pos, neg = checked(pos, neg)
+    return pos.mean() - neg.mean()
+
+
 def smile(pos: Tensor, neg: Tensor, tau: float = 5.0) -> Tensor:
     """A read-out in nats for critics that estimate log r, not trained by: E T+ - log of the mean of e^T- with T- cut to +-tau.
 
@@ -198,4 +208,5 @@ ESTIMATORS = {
     "chi2": Estimator(chi2, "chi2"),
     "hellinger": Estimator(hellinger, "hellinger", lambda k: 2.0),
     "tv": Estimator(tv, "tv", lambda k: 1.0),
+    "wasserstein": Estimator(wasserstein, "wasserstein"),
 }

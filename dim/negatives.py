@@ -1,10 +1,8 @@
-"""Pool and negatives: which locations of which images stand against an anchor, and how many.
+"""Negatives: which locations of which images stand against an anchor, and how many.
 
-    pool(b, image)                              -> b [P, L, U], image [P], own [A]
-    negatives(own, image, locations, seed, step) -> rows [A, K] of the pool's P L locations; None: all of the other images
+    negatives(pool, seed, step) -> rows [A, K] of the pool's P L locations; None: all of the images that are not left out
 
-`image` holds the data-set number of each entry of the pool, no number twice; `own` the place of each anchor's image. A
-negative never shows the anchor's image, and every anchor has the same K.
+`pool` is a `dim.pool.Pool`. A negative never shows the anchor's image, and every anchor has the same K.
 """
 
 from collections.abc import Callable
@@ -13,24 +11,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dim.pool import Pool, skipping
 from dim.randomness import generator
-
-
-def batch_pool(b: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The batch itself: b [P, L, U], image [P] -> the same and own = 0 .. P - 1."""
-    return b, image, torch.arange(len(b), device=b.device)
 
 
 @dataclass(frozen=True)
 class All:
-    """Every location of every other image: K = (P - 1) L."""
+    """Every location of every other image: K = (P - E) L."""
 
     k: int = 0  # there is nothing to choose
 
-    def count(self, images: int, locations: int) -> int:
-        return (images - 1) * locations
+    def count(self, others: int, locations: int) -> int:
+        return others * locations
 
-    def __call__(self, own: Tensor, image: Tensor, locations: int, seed: int, step: int) -> None:
+    def __call__(self, pool: Pool, seed: int, step: int) -> None:
         return None
 
 
@@ -39,24 +33,26 @@ class Sampled:
     """K = k locations of other images for each anchor, uniform without replacement, new at each step.
 
     Anchors read one permutation of a step from starts of their own. Each anchor's k are a uniform sample, any two anchors
-    share as many on average as independent draws would, and the cost is one permutation of (P - 1) L numbers, not one for
+    share as many on average as independent draws would, and the cost is one permutation of (P - E) L numbers, not one for
     each anchor.
     """
 
     k: int
 
-    def count(self, images: int, locations: int) -> int:
+    def count(self, others: int, locations: int) -> int:
         return self.k
 
-    def __call__(self, own: Tensor, image: Tensor, locations: int, seed: int, step: int) -> Tensor:
-        others = (len(image) - 1) * locations
+    def __call__(self, pool: Pool, seed: int, step: int) -> Tensor:
+        images, locations = pool.b.shape[:2]
+        others = (images - pool.out.shape[1]) * locations
         if self.k > others:
-            raise ValueError(f"{self.k} negatives asked of {others}: {len(image)} images in the pool, {locations} locations")
-        draws = generator(seed, "negatives", step, device=own.device)
-        order = torch.randperm(others, generator=draws, device=own.device)
-        start = torch.randint(others, (len(image), 1), generator=draws, device=own.device)[own]  # by place
-        row = order[(start + torch.arange(self.k, device=own.device)) % others]  # places among the other images
-        return row + locations * (row >= own[:, None] * locations)  # step over the own image
+            raise ValueError(f"{self.k} negatives asked of {others}: {images} images in the pool, {locations} locations")
+        device = pool.b.device
+        draws = generator(seed, "negatives", step, device=device)
+        order = torch.randperm(others, generator=draws, device=device)
+        start = torch.randint(others, (images, 1), generator=draws, device=device)[pool.own]  # by place
+        row = order[(start + torch.arange(self.k, device=device)) % others]  # places among the other images
+        return skipping(row, pool.out * locations, locations)
 
 
 @dataclass(frozen=True)
@@ -65,14 +61,17 @@ class Shifted:
 
     k: int
 
-    def count(self, images: int, locations: int) -> int:
+    def count(self, others: int, locations: int) -> int:
         return self.k * locations
 
-    def __call__(self, own: Tensor, image: Tensor, locations: int, seed: int, step: int) -> Tensor:
-        if self.k > len(image) - 1:
-            raise ValueError(f"{self.k} shifts asked of a pool of {len(image)} images: at most {len(image) - 1}")
-        others = (own[:, None] + torch.arange(1, self.k + 1, device=own.device)) % len(image)  # [A, k]
-        return (others[:, :, None] * locations + torch.arange(locations, device=own.device)).flatten(1)
+    def __call__(self, pool: Pool, seed: int, step: int) -> Tensor:
+        images, locations = pool.b.shape[:2]
+        others, device = images - pool.out.shape[1], pool.b.device
+        if self.k > others:
+            raise ValueError(f"{self.k} shifts asked of a pool of {images} images: at most {others}")
+        place = (pool.own[:, None] + torch.arange(self.k, device=device)) % others  # among the others, from the next one on
+        chosen = skipping(place, pool.out)
+        return (chosen[:, :, None] * locations + torch.arange(locations, device=device)).flatten(1)
 
 
 NEGATIVES: dict[str, Callable[[int], All | Sampled | Shifted]] = {"all": All, "sampled": Sampled, "shifted": Shifted}

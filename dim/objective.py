@@ -16,15 +16,31 @@ from torch import Tensor, nn
 
 from dim.critics import Critic
 from dim.encoders import Encoding, places
-from dim.negatives import batch_pool
+from dim.pool import Pool, Queue, batch_pool
 from dim.prior import Prior
+from dim.randomness import generator
+
+
+class Pair(NamedTuple):
+    """Vectors of a term: anchors a [views * N, U], locations b [views * N, L, U]."""
+
+    a: Tensor
+    b: Tensor
+
+
+class Scores(NamedTuple):
+    """What an estimator is given: pos [A, L] and neg [A, K]."""
+
+    pos: Tensor
+    neg: Tensor
 
 
 class Term(nn.Module):
     """One mutual-information term between global vectors and places of maps: critic x pool x negatives x estimator.
 
-    symmetric averages it with the same estimate the other way round: anchors the A L own locations, pool the global vectors,
-    K = A - 1 with a ceiling of its own.
+    symmetric averages it with the same estimate the other way round: anchors the A L own locations, pool the global vectors of
+    the batch, K = A - 1 with a ceiling of its own. lipschitz, weight_clip: the two ways to hold a Wasserstein critic, as
+    `slope` and `constrain` say; 0: neither.
     """
 
     def __init__(
@@ -32,46 +48,104 @@ class Term(nn.Module):
         critic: Critic,
         estimator: Callable[[Tensor, Tensor], Tensor],
         negatives: Callable[..., Tensor | None],
-        pool: Callable[..., tuple[Tensor, Tensor, Tensor]] = batch_pool,
+        pool: Callable[[Tensor, Tensor], Pool] = batch_pool,
         symmetric: bool = False,
+        lipschitz: float = 0.0,
+        weight_clip: float = 0.0,
     ):
         super().__init__()
         self.critic, self.estimator, self.negatives, self.pool = critic, estimator, negatives, pool
-        self.symmetric = symmetric
+        self.symmetric, self.lipschitz, self.weight_clip = symmetric, lipschitz, weight_clip
 
     def forward(self, y: Tensor, m: Tensor, image: Tensor, seed: int, step: int, views: int = 1) -> Tensor:
-        """y [views * N, Dy], m [views * N, Dm, L], image [N] -> the estimate, a scalar.
+        """y [views * N, Dy], m [views * N, Dm, L], image [N] -> the estimate, a scalar."""
+        return self.estimate(self.scores(self.embed(y, m), image, seed, step, views))
 
-        With two views the map of one meets the global vector of the other, and back: two estimates, averaged, each with one
-        view in its pool. Every vector is embedded once, in one batch.
+    def embed(self, y: Tensor, m: Tensor) -> Pair:
+        """Every vector once, of all views in one batch."""
+        return Pair(*self.critic.embed(y, m))
+
+    def scores(self, pair: Pair, image: Tensor, seed: int, step: int, views: int = 1) -> list[Scores]:
+        """What the estimator is given, once for each of the `crossed` views; then of a symmetric term the other way round."""
+        found, back = [], []
+        for a, b in crossed(pair, views):
+            pool = self.pool(b, image)  # who may be a negative
+            mine = pool.b.index_select(0, pool.own)  # each anchor's own map [A, L, U]
+            pos = self.critic.score(a[:, None], mine)  # own locations [A, L]
+            rows = self.negatives(pool, seed, step)  # rows of other images [A, K]; None: all of them
+            found.append(Scores(pos, self.critic.pairs(a, pool.b, pool.out, rows)))  # real negatives only
+            if self.symmetric:
+                own = torch.arange(len(a), device=a.device).repeat_interleave(b.shape[1])  # of a location, its image
+                neg = self.critic.pairs(mine.flatten(0, 1), a[:, None], own[:, None])  # [A L, A - 1]
+                back.append(Scores(pos.reshape(-1, 1), neg))
+        return found + back
+
+    def estimate(self, scores: list[Scores]) -> Tensor:
+        """The mean of the estimator over what `scores` gave, a scalar; larger is better."""
+        return sum(self.estimator(*one) for one in scores) / len(scores)
+
+    def slope(self, pair: Pair, seed: int, step: int, views: int = 1) -> Tensor:
+        """How far the critic is from slope 1: mean of max(0, |gradient of the score| - 1)^2, a scalar, 0 where it is Lipschitz.
+
+        The gradient is with respect to (a, b), so T is held Lipschitz in the embedded vectors, not in the images. It is taken
+        between own and negative pairs: at each location of each anchor, its map mixed with another image's map by a share drawn
+        anew, as in Gulrajani et al. 2017 (arXiv 1704.00028), one-sided as in Petzka et al. 2018 (arXiv 1709.08894).
         """
-        a, b = self.critic.embed(y, m)
-        if views == 1:
-            return self.estimate(a, b, image, seed, step)
-        (a1, a2), (b1, b2) = a.chunk(2), b.chunk(2)
-        return (self.estimate(a1, b2, image, seed, step) + self.estimate(a2, b1, image, seed, step)) / 2
+        total = 0.0
+        for a, b in crossed(pair, views):
+            draws = generator(seed, "slopes", step, device=b.device)
+            other = b.roll(int(torch.randint(1, len(b), (), generator=generator(seed, "partners", step))), 0)
+            share = torch.rand(*b.shape[:2], 1, generator=draws, device=b.device, dtype=torch.float32).to(b.dtype)
+            # expand gives each location a gradient of its own
+            at = torch.broadcast_tensors(a[:, None], share * b + (1 - share) * other)
+            at = [x if x.requires_grad else x.detach().requires_grad_() for x in at]
+            gradients = torch.autograd.grad(self.critic.score(*at).sum(), at, create_graph=True)
+            norm = sum(g.float().square().sum(-1) if g.dtype != torch.float64 else g.square().sum(-1) for g in gradients)
+            # the square root's slope is infinite at 0, and below 1 it is not asked for
+            total = total + (norm.clamp_min(1).sqrt() - 1).square().mean()
+        return total / views
 
-    def estimate(self, a: Tensor, b: Tensor, image: Tensor, seed: int, step: int) -> Tensor:
-        """a [A, U], b [A, L, U], image [A] -> scalar."""
-        b, image, own = self.pool(b, image)  # who may be a negative
-        mine = b.index_select(0, own)  # each anchor's own map [A, L, U]
-        pos = self.critic.score(a[:, None], mine)  # own locations [A, L]
-        rows = self.negatives(own, image, b.shape[1], seed, step)  # rows of other images [A, K]; None: all of them
-        neg = self.critic.pairs(a, b, own, rows)  # real negatives only [A, K]
-        value = self.estimator(pos, neg)  # larger is better
-        if not self.symmetric:
-            return value
-        own = torch.arange(len(a), device=a.device).repeat_interleave(b.shape[1])  # of each location, its image's vector
-        neg = self.critic.pairs(mine.flatten(0, 1), a[:, None], own)  # [A L, A - 1]
-        return (value + self.estimator(pos.reshape(-1, 1), neg)) / 2
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """Keep every weight of the critic within +- weight_clip, after a step (Arjovsky et al. 2017, arXiv 1701.07875): T is
+        then Lipschitz in y and the map, by a constant that nobody knows."""
+        if self.weight_clip:
+            for weight in self.critic.parameters():
+                weight.clamp_(-self.weight_clip, self.weight_clip)
+
+    def remember(self, pair: Pair, image: Tensor, step: int, views: int = 1) -> None:
+        """Give the maps of this step to the queue, those of the first view: the other's show the same images."""
+        if isinstance(self.pool, Queue):
+            self.pool.push(pair.b.chunk(views)[0], image, step)
+
+
+def crossed(pair: Pair, views: int) -> list[Pair]:
+    """The vectors of one view with the maps of the other, and back; with one view just these.
+
+    Each meets a pool of one view only.
+    """
+    if views == 1:
+        return [pair]
+    (a1, a2), (b1, b2) = (t.chunk(2) for t in pair)
+    return [Pair(a1, b2), Pair(a2, b1)]
+
+
+class Embedded(NamedTuple):
+    """All that the objective needs of a batch of pictures: the codes, and the vectors of each term."""
+
+    y: Tensor
+    local: Pair | None
+    glob: Pair | None
 
 
 class Losses(NamedTuple):
-    """What each owner minimises, and the parts behind it: scalars on the device."""
+    """What each owner minimises, and the parts behind it: scalars on the device. scores: what each term was estimated from,
+    detached, where asked for."""
 
     encoder: Tensor
     discriminator: Tensor | None
     parts: dict[str, Tensor]
+    scores: dict[str, list[Scores]]
 
 
 class Objective(nn.Module):
@@ -92,17 +166,56 @@ class Objective(nn.Module):
 
     def forward(self, codes: Encoding, image: Tensor, seed: int = 0, step: int = 0, views: int = 1) -> Losses:
         """Encoding of views * N pictures, the first N of view one; image [N], their data-set numbers -> Losses."""
+        return self.losses(self.embed(codes), image, seed, step, views)
+
+    def embed(self, codes: Encoding) -> Embedded:
+        """The part that looks at each picture by itself (batch statistics apart)."""
+        local = None if self.local is None else self.local.embed(codes.y, places(codes.map))
+        # the last map as one place: the paper's global critic sees it flattened
+        glob = None if self.glob is None else self.glob.embed(codes.y, codes.conv.flatten(1)[:, :, None])
+        return Embedded(codes.y, local, glob)
+
+    def losses(
+        self, at: Embedded, image: Tensor, seed: int = 0, step: int = 0, views: int = 1, keep_scores: bool = False
+    ) -> Losses:
+        """The part that sets pictures against each other -> Losses."""
         parts: dict[str, Tensor] = {}
-        loss = codes.y.new_zeros((), dtype=torch.float32 if codes.y.dtype != torch.float64 else torch.float64)
-        if self.local is not None:
-            parts["local"] = self.local(codes.y, places(codes.map), image, seed, step, views)
-            loss = loss - self.beta * parts["local"]
-        if self.glob is not None:  # the last map as one place: the paper's global critic sees it flattened
-            parts["global"] = self.glob(codes.y, codes.conv.flatten(1)[:, :, None], image, seed, step, views)
-            loss = loss - self.alpha * parts["global"]
+        kept: dict[str, list[Scores]] = {}
+        loss = at.y.new_zeros((), dtype=torch.float32 if at.y.dtype != torch.float64 else torch.float64)
+        for name, term, weight, pair in self.terms(at):
+            scores = term.scores(pair, image, seed, step, views)
+            parts[name] = term.estimate(scores)
+            loss = loss - weight * parts[name]
+            if term.lipschitz:
+                parts[f"{name}_slope"] = term.slope(pair, seed, step, views)
+                loss = loss + weight * term.lipschitz * parts[f"{name}_slope"]
+            if keep_scores:
+                kept[name] = [Scores(pos.detach(), neg.detach()) for pos, neg in scores]
         if self.prior is None:
-            return Losses(loss, None, parts)
-        parts["prior_encoder"] = self.prior.encoder_loss(codes.y)
-        sample = self.prior.sample(len(codes.y), seed, step, codes.y.device)
-        parts["prior_discriminator"] = self.prior.discriminator_loss(codes.y, sample)
-        return Losses(loss + self.gamma * parts["prior_encoder"], parts["prior_discriminator"], parts)
+            return Losses(loss, None, parts, kept)
+        parts["prior_encoder"] = self.prior.encoder_loss(at.y)
+        sample = self.prior.sample(len(at.y), seed, step, at.y.device)
+        parts["prior_discriminator"] = self.prior.discriminator_loss(at.y, sample)
+        return Losses(loss + self.gamma * parts["prior_encoder"], parts["prior_discriminator"], parts, kept)
+
+    def terms(self, at: Embedded) -> list[tuple[str, Term, float, Pair]]:
+        """Name, term, weight and vectors of each term that was built."""
+        every = (("local", self.local, self.beta, at.local), ("global", self.glob, self.alpha, at.glob))
+        return [(name, term, weight, pair) for name, term, weight, pair in every if term is not None and pair is not None]
+
+    def constrain(self) -> None:
+        """After an update of the weights: what `Term.constrain` says."""
+        for term in (self.local, self.glob):
+            if term is not None:
+                term.constrain()
+
+    def remember(self, at: Embedded, image: Tensor, step: int, views: int = 1) -> None:
+        """After a step: what `Term.remember` says."""
+        for _, term, _, pair in self.terms(at):
+            term.remember(pair, image, step, views)
+
+    def ages(self, step: int) -> dict[str, float]:
+        """Mean age of the rows in each queue, in steps: {"local/queue_age_steps": 12.5}; reads the device."""
+        queues = {"local": self.local, "global": self.glob}
+        found = {name: term.pool for name, term in queues.items() if term is not None and isinstance(term.pool, Queue)}
+        return {f"{name}/queue_age_steps": queue.age(step).item() for name, queue in found.items()}

@@ -166,7 +166,7 @@ def test_first_scores_of_dot_have_standard_deviation_sqrt_units():
 
 def test_scale_multiplies_the_scores():
     one, scaled = (shaken(Dot(Y_WIDTH, MAP_WIDTH, UNITS, scale=s)) for s in (1.0, 0.05))
-    y, m, own = normal(4, Y_WIDTH), normal(4, MAP_WIDTH, 2, seed=1), torch.arange(4)
+    y, m, own = normal(4, Y_WIDTH), normal(4, MAP_WIDTH, 2, seed=1), torch.arange(4)[:, None]
     (a, b), rows = one.embed(y, m), torch.tensor([[2], [4], [6], [0]])
     torch.testing.assert_close(scaled.score(a[:, None], b), 0.05 * one.score(a[:, None], b))
     torch.testing.assert_close(scaled.pairs(a, b, own), 0.05 * one.pairs(a, b, own))
@@ -255,8 +255,8 @@ def test_all_other_images_by_loop_by_none_and_by_rows(make, gather, own):
     rows = torch.tensor([[j * locations + place for j, place in chosen] for chosen in places])
     expected = scores_by_loop(critic, a, b, places)
     assert expected.shape == (len(own), (images - 1) * locations)
-    assert_same_scores(critic.pairs(a, b, torch.tensor(own)), expected, [a, b])
-    assert_same_scores(critic.pairs(a, b, torch.tensor(own), rows), expected, [a, b])
+    assert_same_scores(critic.pairs(a, b, torch.tensor(own)[:, None]), expected, [a, b])
+    assert_same_scores(critic.pairs(a, b, torch.tensor(own)[:, None], rows), expected, [a, b])
 
 
 @pytest.mark.parametrize(("k", "tables"), [(1, 0), (2, 1), (5, 1)])
@@ -269,7 +269,7 @@ def test_dot_reads_its_table_from_a_share_of_the_pool_on(k, tables):
     a, b = normal(8, UNITS), normal(8, 8, UNITS, seed=1)
     rows = torch.stack([torch.randperm(64, generator=torch.Generator().manual_seed(i))[:k] for i in range(8)])
     places = [[divmod(row, 8) for row in chosen] for chosen in rows.tolist()]
-    assert_same_scores(critic.pairs(a, b, torch.arange(8), rows), scores_by_loop(critic, a, b, places), [a, b])
+    assert_same_scores(critic.pairs(a, b, torch.arange(8)[:, None], rows), scores_by_loop(critic, a, b, places), [a, b])
     assert len(made) == tables
 
 
@@ -278,7 +278,7 @@ def test_dot_reads_its_table_from_a_share_of_the_pool_on(k, tables):
 
 def every_score(critic, a, b):
     """Scores by each of the ways that a term asks for them, all of the same own pairs' and negatives' kind."""
-    own, few = torch.arange(len(a)), torch.tensor([[3], [0]])
+    own, few = torch.arange(len(a))[:, None], torch.tensor([[3], [0]])
     critic.GATHER = 0
     gathered = critic.pairs(a, b, own, few)
     critic.GATHER = 32

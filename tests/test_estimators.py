@@ -83,6 +83,7 @@ LOOPS = {
     "chi2": conjugate_loop(lambda t: t, lambda u: u**2 / 4 + u),
     "hellinger": conjugate_loop(lambda t: 1 - math.exp(-t), lambda u: u / (1 - u)),
     "tv": conjugate_loop(lambda t: math.tanh(t) / 2, lambda u: u),
+    "wasserstein": lambda pos, neg: fmean(flat(pos)) - fmean(flat(neg)),
 }
 CONJUGATES = {  # of those that have a name of their own too
     "jsd": conjugate_loop(lambda t: LOG2 - math.log(1 + math.exp(-t)), lambda u: -math.log(2 - math.exp(u))),
@@ -134,6 +135,7 @@ PERFECT = {  # at scores of +-1e4, and whether it is the ceiling
     "tv": (1, True),
     "dv": (2e4, False),
     "dv_per_anchor": (2e4, False),
+    "wasserstein": (2e4, False),
     "nwj": (1 + 1e4, False),
     "rkl": (1 + 1e4, False),
     "chi2": (1e4 - (1e8 / 4 - 1e4), False),  # to be far off in either direction is wrong
@@ -146,6 +148,7 @@ REVERSED = {
     "tv": -1,
     "dv": -2e4,
     "dv_per_anchor": -2e4,
+    "wasserstein": -2e4,
     "nwj": -math.inf,
     "rkl": -math.inf,
     "chi2": -1e4 - (1e8 / 4 + 1e4),
@@ -426,6 +429,15 @@ def test_the_best_critic_gives_the_exact_divergence_of_a_table(name, seed):
             worse = [t * 0.01 for t in worse]
         assert ESTIMATORS[name](*worse) < value
     assert kl_divergence(p, q) == pytest.approx(mutual_information(p), abs=1e-12)
+
+
+def test_wasserstein_of_two_equal_bits():
+    """Joint 1/2 at (0, 0) and (1, 1), product 1/4 at each corner: a quarter goes one step from either, so the distance is 1/2.
+
+    The potential 1 where the bits are equal, 0 elsewhere, is 1-Lipschitz over the edges of the square and reaches it.
+    """
+    pos, neg = torch.ones(2, 1).double(), torch.tensor([[1.0, 0.0], [0.0, 1.0]]).double()  # all corners once
+    assert ESTIMATORS["wasserstein"](pos, neg).item() == 0.5
 
 
 def test_smile_is_dv_with_cut_negatives():

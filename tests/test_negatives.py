@@ -6,7 +6,8 @@ from itertools import combinations
 import pytest
 import torch
 
-from dim.negatives import NEGATIVES, All, Sampled, Shifted, batch_pool
+from dim.negatives import NEGATIVES, All, Sampled, Shifted
+from dim.pool import Pool
 from dim.randomness import generator, order
 
 IMAGES, LOCATIONS = 5, 3
@@ -18,8 +19,9 @@ each_choice = pytest.mark.parametrize("choice", CHOICES.values(), ids=CHOICES)
 
 
 def chosen(choice, own, images=IMAGES, locations=LOCATIONS, seed=0, step=0):
-    """The rows [A, K]; the data-set numbers of the images are not their places in the pool."""
-    return choice(torch.tensor(own), torch.arange(images) + 1000, locations, seed, step)
+    """The rows [A, K] for anchors at these places of a pool."""
+    own = torch.tensor(own)
+    return choice(Pool(torch.zeros(images, locations, 2), own, own[:, None]), seed, step)
 
 
 def others_of(place, images=IMAGES, locations=LOCATIONS):
@@ -31,21 +33,13 @@ def test_the_names_in_a_configuration():
     assert {"all": All, "sampled": Sampled, "shifted": Shifted} == NEGATIVES
 
 
-def test_batch_pool_is_the_batch():
-    b, image = torch.randn(4, 3, 2), torch.tensor([9, 2, 5, 7])
-    pooled, numbers, own = batch_pool(b, image)
-    assert pooled is b
-    assert numbers is image
-    assert own.tolist() == [0, 1, 2, 3]
-
-
 @each_own
 @each_choice
 def test_never_the_own_image_never_twice_and_as_many_as_promised(choice, own):
     for step in range(20):
         rows = chosen(choice, own, step=step)
         assert rows.dtype == torch.int64
-        assert rows.shape == (len(own), choice.count(IMAGES, LOCATIONS))
+        assert rows.shape == (len(own), choice.count(IMAGES - 1, LOCATIONS))
         for place, row in zip(own, rows.tolist(), strict=True):
             assert set(row) <= others_of(place)
             assert len(set(row)) == len(row)
@@ -53,7 +47,7 @@ def test_never_the_own_image_never_twice_and_as_many_as_promised(choice, own):
 
 def test_all_asks_for_the_table():
     assert chosen(All(), [0, 1]) is None
-    assert All().count(IMAGES, LOCATIONS) == 12
+    assert All().count(IMAGES - 1, LOCATIONS) == 12
 
 
 @each_own

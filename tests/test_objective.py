@@ -9,9 +9,11 @@ import torch
 from dim.critics import Concat, Dot
 from dim.encoders import Encoder, Encoding
 from dim.estimators import ESTIMATORS
-from dim.negatives import All, Sampled, Shifted, batch_pool
-from dim.objective import Objective, Term
+from dim.negatives import All, Sampled, Shifted
+from dim.objective import Embedded, Objective, Pair, Term
+from dim.pool import Pool, batch_pool
 from dim.prior import Prior
+from dim.randomness import generator
 
 N, L, Y_WIDTH, MAP_WIDTH = 4, 3, 2, 5
 IMAGE = torch.tensor([70, 4, 33, 12])  # data-set numbers
@@ -107,7 +109,7 @@ def test_term_with_chosen_negatives_equals_a_loop(make, name):
     value = Term(critic, ESTIMATORS[name], Shifted(1))(y, m, IMAGE, SEED, STEP)
     assert value.item() == pytest.approx(loop(name, s, next_one), abs=1e-11)
 
-    rows = Sampled(4)(torch.arange(N), IMAGE, L, SEED, STEP)
+    rows = Sampled(4)(batch_pool(torch.zeros(N, L, 1), IMAGE), SEED, STEP)
     sampled = [[divmod(row, L) for row in chosen] for chosen in rows.tolist()]
     value = Term(critic, ESTIMATORS[name], Sampled(4))(y, m, IMAGE, SEED, STEP)
     assert value.item() == pytest.approx(loop(name, s, sampled), abs=1e-11)
@@ -118,7 +120,7 @@ def test_term_with_chosen_negatives_equals_a_loop(make, name):
 @each_critic
 def test_symmetric_averages_both_directions(make, name, negatives):
     critic, (y, m) = made(make), codes()
-    rows = negatives(torch.arange(N), IMAGE, L, SEED, STEP)
+    rows = negatives(batch_pool(torch.zeros(N, L, 1), IMAGE), SEED, STEP)
     places = all_others() if rows is None else [[divmod(row, L) for row in chosen] for chosen in rows.tolist()]
     s = pair_scores(critic, y, m)
     value = Term(critic, ESTIMATORS[name], negatives, symmetric=True)(y, m, IMAGE, SEED, STEP)
@@ -145,19 +147,25 @@ def test_both_views_are_embedded_in_one_batch():
     critic, (y, m) = made(lambda: Dot(Y_WIDTH, MAP_WIDTH, 6, norm="batch")), codes(2 * N)
     a, b = critic.embed(y, m)
     term = Term(critic, ESTIMATORS["jsd"], All())
-    expected = (term.estimate(a[:N], b[N:], IMAGE, SEED, STEP) + term.estimate(a[N:], b[:N], IMAGE, SEED, STEP)) / 2
+    each = [term.scores(Pair(*pair), IMAGE, SEED, STEP) for pair in ((a[:N], b[N:]), (a[N:], b[:N]))]
+    expected = (term.estimate(each[0]) + term.estimate(each[1])) / 2
     torch.testing.assert_close(term(y, m, IMAGE, SEED, STEP, views=2), expected)
 
 
 def test_term_hands_seed_step_and_images_on():
     seen = {}
 
-    def negatives(own, image, locations, seed, step):
-        seen.update(own=own.tolist(), image=image.tolist(), locations=locations, seed=seed, step=step)
+    def pool(b, image):
+        seen.update(image=image.tolist())
+        return batch_pool(b, image)
+
+    def negatives(pool, seed, step):
+        seen.update(own=pool.own.tolist(), out=pool.out.tolist(), shape=list(pool.b.shape[:2]), seed=seed, step=step)
 
     y, m = codes()
-    Term(made(CRITICS["dot"]), ESTIMATORS["jsd"], negatives)(y, m, IMAGE, SEED, STEP)
-    assert seen == {"own": [0, 1, 2, 3], "image": IMAGE.tolist(), "locations": L, "seed": SEED, "step": STEP}
+    Term(made(CRITICS["dot"]), ESTIMATORS["jsd"], negatives, pool)(y, m, IMAGE, SEED, STEP)
+    batch = {"own": [0, 1, 2, 3], "out": [[0], [1], [2], [3]], "image": IMAGE.tolist(), "shape": [N, L]}
+    assert seen == batch | {"seed": SEED, "step": STEP}
 
 
 def test_term_takes_a_pool_larger_than_the_batch():
@@ -167,7 +175,8 @@ def test_term_takes_a_pool_larger_than_the_batch():
 
     def pool(b, image):
         torch.testing.assert_close(b, b_all[1 : N + 1])
-        return b_all, torch.arange(N + 2), torch.arange(N) + 1
+        own = torch.arange(N) + 1
+        return Pool(b_all, own, own[:, None])
 
     s = pair_scores(critic, y, m)
     pos = [[s[i][i][place] for place in range(L)] for i in range(1, N + 1)]
@@ -181,7 +190,8 @@ def test_symmetric_does_not_depend_on_the_order_of_the_pool(order):
     critic, (y, m) = made(CRITICS["dot"]), codes()
 
     def pool(b, image):
-        return b[order], image[order], torch.tensor(order).argsort()
+        own = torch.tensor(order).argsort()
+        return Pool(b[order], own, own[:, None])
 
     plain, mixed = (Term(critic, ESTIMATORS["infonce"], All(), p, symmetric=True) for p in (batch_pool, pool))
     torch.testing.assert_close(mixed(y, m, IMAGE, SEED, STEP), plain(y, m, IMAGE, SEED, STEP))
@@ -312,3 +322,87 @@ def test_losses_are_at_least_float32(codes_type, loss_type):
         losses = o(c, IMAGE)
     assert all(value.dtype == loss_type for value in (losses.encoder, losses.discriminator, *losses.parts.values()))
     assert losses.encoder.isfinite()
+
+
+# ---- a critic of limited slope, for wasserstein
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_the_slope_of_a_dot_critic_by_its_closed_form(views):
+    """T = s <a, b> has the gradient s (b, a): its norm at the mixed points, by a loop over anchors and locations."""
+    torch.manual_seed(0)
+    term = Term(made(CRITICS["dot"]), ESTIMATORS["wasserstein"], All(), lipschitz=10.0)
+    a, b = (torch.randn(views * N, *shape, dtype=torch.float64) * 2 for shape in ((6,), (L, 6)))
+    expected = []
+    for mine, maps in [(a, b)] if views == 1 else [(a[:N], b[N:]), (a[N:], b[:N])]:
+        roll = int(torch.randint(1, N, (), generator=generator(SEED, "partners", STEP)))
+        share = torch.rand(N, L, 1, generator=generator(SEED, "slopes", STEP)).double()
+        for i in range(N):
+            for place in range(L):
+                point = share[i, place] * maps[i, place] + (1 - share[i, place]) * maps[(i - roll) % N, place]
+                norm = 0.5 * (mine[i].square().sum() + point.square().sum()).sqrt().item()
+                expected.append(max(0.0, norm - 1) ** 2)
+    assert fmean(expected) > 0
+    assert term.slope(Pair(a, b), SEED, STEP, views).item() == pytest.approx(fmean(expected), abs=1e-12)
+
+
+def test_a_gentle_critic_has_no_slope_penalty_and_no_gradient_of_it():
+    term = Term(made(CRITICS["dot"]), ESTIMATORS["wasserstein"], All(), lipschitz=10.0)
+    a, b = (1e-2 * torch.randn(*shape, dtype=torch.float64) for shape in ((N, 6), (N, L, 6)))
+    a.requires_grad_()
+    slope = term.slope(Pair(a, b), SEED, STEP)
+    assert slope.item() == 0
+    (gradient,) = torch.autograd.grad(slope, a)
+    assert (gradient == 0).all()
+
+
+@each_critic
+def test_the_slope_is_added_with_its_weight_and_reaches_encoder_and_critic(make):
+    y, m = codes()
+    y, m = (5 * t.clone().requires_grad_() for t in (y, m))
+    term = Term(made(make), ESTIMATORS["wasserstein"], All(), lipschitz=3.0)
+    with torch.no_grad():
+        for weight in term.critic.parameters():
+            weight.mul_(4)  # steep
+    objective = Objective(local=term, beta=0.5)
+    pair = term.embed(y, m)
+    losses = objective.losses(Embedded(y, pair, None), IMAGE, SEED, STEP)
+    slope = term.slope(pair, SEED, STEP)
+    expected = -0.5 * term(y, m, IMAGE, SEED, STEP) + 0.5 * 3.0 * slope
+    torch.testing.assert_close(losses.encoder, expected)
+    torch.testing.assert_close(losses.parts["local_slope"], slope)
+    grads = torch.autograd.grad(slope, [y, m, *term.critic.parameters()], allow_unused=True)
+    sizes = [0 if g is None else g.abs().sum().item() for g in grads]
+    assert sum(sizes[2:]) > 0
+    if isinstance(term.critic, Dot):  # a ReLU network's slope does not change with its input from one kink to the next
+        assert min(sizes[:2]) > 0
+
+
+def test_training_by_the_penalty_brings_the_slope_down():
+    """Wasserstein without it runs away; with it the slope stays near 1 while the value rises."""
+    y, m = codes(16)
+    found = {}
+    for weight in (0.0, 10.0):
+        term = Term(made(CRITICS["concat"]), ESTIMATORS["wasserstein"], All(), lipschitz=weight)
+        optimizer, image = torch.optim.Adam(term.parameters(), 0.02), torch.arange(16)
+        y, m = codes(16)
+        for step in range(200):
+            losses = Objective(local=term).losses(Embedded(y, term.embed(y, m), None), image, SEED, step)
+            optimizer.zero_grad()
+            losses.encoder.backward()
+            optimizer.step()
+        found[weight] = losses.parts["local"].item(), term.slope(term.embed(y, m), SEED, 0).sqrt().item()
+    assert found[0.0][1] > 5
+    assert found[10.0][1] < 0.3
+    assert 0.05 < found[10.0][0] < found[0.0][0]
+
+
+def test_weights_are_clipped_after_a_step_and_only_the_critics():
+    term = Term(made(CRITICS["dot"]), ESTIMATORS["wasserstein"], All(), weight_clip=0.01)
+    before = [p.clone() for p in term.critic.parameters()]
+    Objective(local=term).constrain()
+    for one, now in zip(before, term.critic.parameters(), strict=True):
+        assert torch.equal(now, one.clamp(-0.01, 0.01))
+    free = Term(made(CRITICS["dot"]), ESTIMATORS["wasserstein"], All())
+    Objective(local=free).constrain()
+    assert all(torch.equal(p, q) for p, q in zip(before, free.critic.parameters(), strict=True))

@@ -464,3 +464,28 @@ def test_first_weights_depend_on_the_seed_alone():
     other = build.encoder(replace(Config(), seed=1), (1, 8, 8))
     assert same(one.state_dict(), two.state_dict())
     assert not same(one.state_dict(), other.state_dict())
+
+
+@pytest.mark.parametrize(
+    "words", [["--objective.local.slope", "10"], ["--objective.local.weight_clip", "0.05"]], ids=["slope", "clip"]
+)
+def test_wasserstein_trains_under_its_limit(tmp_path, words):
+    assert train.main(tiny(tmp_path / "run", "--objective.local.estimator", "wasserstein", *words)) == 0
+    state = checkpoint.load(tmp_path / "run" / "checkpoint.pt")["objective"]
+    weights = [
+        w for name, w in state.items() if name.startswith("local.critic") and "running" not in name and "num_" not in name
+    ]
+    clipped = all(w.abs().max() <= 0.05 for w in weights)
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert clipped == ("weight_clip" in words[0])
+    assert ("local/slope_penalty" in row) != clipped
+    assert "local/bound_wasserstein" in row
+
+
+def test_steps_replace_epochs(tmp_path):
+    assert train.main(tiny(tmp_path / "run", "--train.steps", "5")) == 2  # epochs have no effect then
+    words = tiny(tmp_path / "run", "--train.steps", "5")
+    del words[(place := words.index("--train.epochs")) : place + 2]
+    assert train.main(words) == 0
+    state = checkpoint.load(tmp_path / "run" / "checkpoint.pt")
+    assert (state["step"], state["steps"]) == (5, 5)

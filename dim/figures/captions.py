@@ -45,6 +45,8 @@ NATURE = {
     "chi2": "chi2 is Pearson's divergence of joint and product, not nats of mutual information.",
     "hellinger": "hellinger is the squared Hellinger distance of joint and product, not nats of mutual information.",
     "tv": "tv is the total variation of joint and product, not nats of mutual information.",
+    "wasserstein": "wasserstein is the Wasserstein-1 distance of joint and product under the limit on the critic's slope, not "
+    "nats of mutual information.",
 }
 
 

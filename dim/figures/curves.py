@@ -24,7 +24,8 @@ from dim.figures import captions, drawing
 from dim.figures.drawing import Curve, Densities, Level, Lines, Panel, Sample, number
 from dim.figures.samples import Drawn, drawn_images, trained_encoder
 from dim.metrics import code_statistics
-from dim.objective import Objective, Term
+from dim.monitor import above
+from dim.objective import Objective
 from dim.randomness import generator
 
 MOST_CODES = 1_000  # images whose codes are drawn
@@ -160,30 +161,19 @@ def trained_samples(config: Config, data: Dataset, state: dict, drawn: Drawn) ->
     return Trained(scores, y.cpu(), seen.cpu())
 
 
+@torch.no_grad()
 def score_samples(objective: Objective, codes: Encoding, seed: int) -> Scores:
     """What each term's estimator is given for a batch, on the CPU: {"local": (pos [A, L], neg [A, K]), ...}.
 
-    The objective's own terms with estimators that keep their scores; of a symmetric term the first direction.
+    Of a symmetric term the first direction.
     """
-    caught: Scores = {}
-
-    def catching(name: str, term: Term | None) -> Term | None:
-        def catch(pos: Tensor, neg: Tensor) -> Tensor:
-            caught[name] = pos.detach().cpu(), neg.detach().cpu()
-            return pos.mean()
-
-        return None if term is None else Term(term.critic, catch, term.negatives, term.pool)
-
-    twin = Objective(catching("local", objective.local), catching("global", objective.glob))
-    twin(codes, torch.arange(len(codes.y), device=codes.y.device), seed)
-    return caught
-
-
-def wins(pos: Tensor, neg: Tensor) -> float:
-    """How often a positive is above a negative of its anchor, a tie as a half: pos [A, L], neg [A, K] -> [0, 1]."""
-    neg, pos = neg.sort(1).values, pos.contiguous()
-    below = torch.searchsorted(neg, pos) + torch.searchsorted(neg, pos, right=True)
-    return below.double().mean().item() / (2 * neg.shape[1])
+    at = objective.embed(codes)
+    image = -2 - torch.arange(len(codes.y), device=codes.y.device)  # numbers that no entry of a queue has
+    found: Scores = {}
+    for name, term, _, pair in objective.terms(at):
+        pos, neg = term.scores(pair, image, seed, step=0)[0]
+        found[name] = pos.cpu(), neg.cpu()
+    return found
 
 
 def thinned(values: Tensor, most: int = MOST_SCORES) -> Tensor:
@@ -206,7 +196,8 @@ def score_panels(scores: Scores, config: Config) -> list[Densities]:
         estimator = ESTIMATORS[c.estimator]
         value, unit = estimator(pos, neg).item(), "nats" if estimator.unit == "nats" else ""
         remark = (
-            f"{c.estimator} of this batch:\n{number(value)} {unit}\npositive above negative:\n{wins(pos, neg):.1%} (chance 50%)"
+            f"{c.estimator} of this batch:\n{number(value)} {unit}\n"
+            f"positive above negative:\n{1 - above(pos, neg).item():.1%} (chance 50%)"
         )
         bins = edges(np.concatenate([mine, others]), 100)
         title = captions.heading(name, c, neg.shape[1])

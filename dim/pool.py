@@ -1,0 +1,76 @@
+"""Pools: which embedded maps stand before the anchors, and which of them show an anchor's own image.
+
+    pool(b, image) -> Pool        b [P, L, U] of this batch, image [A] the data-set number of each anchor
+
+The first A entries of b are the anchors' own; what stands behind them shows other images.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dim.estimators import raised
+
+
+class Pool(NamedTuple):
+    """b [P, L, U]; own [A], the place of each anchor's own entry; out [A, E], the places that are none of its negatives,
+    ascending, own among them: E is the same for all, so K is too."""
+
+    b: Tensor
+    own: Tensor
+    out: Tensor
+
+
+def batch_pool(b: Tensor, image: Tensor) -> Pool:
+    """The batch itself; only the own image is no negative."""
+    own = torch.arange(len(image), device=b.device)
+    return Pool(b, own, own[:, None])
+
+
+class Queue(nn.Module):
+    """The batch, and behind it the rows of the last `size` images, embedded when they were seen, without gradient.
+
+    size: images, a multiple of the batch and less than an epoch, so that an anchor's image is there once at most. That copy
+    is left out; an anchor without one leaves out the oldest entry instead, so K = (batch + size - 2) L for all of them. The
+    weights that embedded a row are size / batch steps old at most. A run's state holds the rows, size * L * units numbers.
+    """
+
+    rows: Tensor
+    image: Tensor
+    born: Tensor
+    next: Tensor
+
+    def __init__(self, size: int, locations: int, units: int):
+        super().__init__()
+        self.register_buffer("rows", torch.zeros(size, locations, units))
+        self.register_buffer("image", torch.full((size,), -1))  # data-set numbers
+        self.register_buffer("born", torch.zeros(size, dtype=torch.long))  # steps
+        self.register_buffer("next", torch.zeros((), dtype=torch.long))  # where the next row goes
+
+    def forward(self, b: Tensor, image: Tensor) -> Pool:
+        """b [A, L, U], image [A] -> the pool of A + size entries."""
+        copies = image[:, None] == self.image  # [A, size]
+        copy = torch.where(copies.any(1), copies.int().argmax(1), self.next)  # the next to be overwritten is the oldest
+        own = torch.arange(len(image), device=b.device)
+        return Pool(torch.cat([b, self.rows.to(b.dtype)]), own, torch.stack([own, len(b) + copy], 1))
+
+    @torch.no_grad()
+    def push(self, b: Tensor, image: Tensor, step: int) -> None:
+        """b [N, L, U], image [N] in the place of the oldest; N divides the size."""
+        places = self.next + torch.arange(len(image), device=b.device)
+        self.rows.index_copy_(0, places, raised(b).to(self.rows.dtype))
+        self.image.index_copy_(0, places, image)
+        self.born.index_fill_(0, places, step)
+        self.next.add_(len(image)).remainder_(len(self.rows))
+
+    def age(self, step: int) -> Tensor:
+        """Mean age of the rows at a step, in steps, a scalar on the device."""
+        return step - self.born.float().mean()
+
+
+def skipping(place: Tensor, out: Tensor, width: int = 1) -> Tensor:
+    """Places among what is left [A, K] -> places among all, each stepping over `width` from every one of out [A, E] on."""
+    for first in out.unbind(1):  # ascending
+        place = place + width * (place >= first[:, None])
+    return place
