@@ -2,8 +2,8 @@
 
 Probes print a table for each run, beside a random encoder and raw pixels, and save it in the run's folder as report.json
 and report.md; what is there is not done again, and baselines that several runs share are computed once. Several runs give a
-comparison too, in the folder that holds them. --data.KEY VALUE replaces a key of the run's data: --data.root DIR, or
---data.name cifar100 to probe another data set.
+comparison too, in the folder that holds them; the folder of a grid gives a table and a picture against its axes.
+--data.KEY VALUE replaces a key of the run's data: --data.root DIR, or --data.name cifar100 to probe another data set.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from dim import build, checkpoint, export, report, tracking
+from dim import build, checkpoint, export, grid, report, tracking
 from dim.average import Average
 from dim.config import Config, UserError, built, check, flat, leaves
 from dim.data import Dataset, keys
@@ -24,7 +24,7 @@ from dim.evals import sections
 from dim.evals.features import LAYERS, features, raw_pixels, set_statistics
 from dim.evals.finetune import LOSSES, FineTuning, finetuned
 from dim.evals.sections import ENCODERS, KINDS, Features, Section
-from dim.figures import FIGURES, comparison
+from dim.figures import FIGURES, comparison, negatives
 from dim.reading import command_line, nearest, one_line, refuse, saved, typed
 
 
@@ -107,7 +107,7 @@ def measure(
         found[part.title]["rows"] = {name: rows[part.title][name] for name in dict.fromkeys([*names, *rows[part.title]])}
         known |= {places[part.title, name]: rows[part.title][name] for name in names}
     report.save(path, found)
-    for part in parts:
+    for part in parts if not chosen.quiet else []:
         print(report.table(found[part.title]), report.headline(found[part.title]) if part.title == "linear" else "", sep="\n")
     if images := found["run"].get("test images seen in training"):
         print(f"warning: {images} of {len(data.test)} test images trained the encoder, without their labels", file=sys.stderr)
@@ -127,7 +127,8 @@ def asked_for(chosen: argparse.Namespace, config: Config, data: Dataset) -> list
         elif chosen.protocol == "paper":
             parts.append(sections.paper(data, layers, encoders))
         else:
-            parts.append(sections.probe(name, build.PROBES[name], data, layers, few, config.data.split_seed, encoders))
+            kind, seed = build.PROBES[name], config.data.split_seed
+            parts.append(sections.probe(name, kind, data, layers, few, seed, encoders, resampled=not chosen.once))
     codes = chosen.layers or ["y"]
     made = {
         "mine": lambda: sections.mutual_information(data, chosen.pairs, encoders),
@@ -135,6 +136,25 @@ def asked_for(chosen: argparse.Namespace, config: Config, data: Dataset) -> list
         "reconstruction": lambda: sections.decoded(data, codes, encoders),
     }
     return [*parts, *(made[name]() for name in chosen.measures)]
+
+
+def draw_grid(place: Path, configs: dict[Path, Config], reports: dict[str, dict]) -> None:
+    """The runs of a grid as one table and one picture, in its folder."""
+    axes = grid.axes_of(list(configs.values()))
+    axis = negatives.axis_of(axes)
+    some = next(iter(configs.values()))
+    known = some.data.name == "gaussian"
+    points = [negatives.point(run, config, list(axes), None if known else reports[str(run)]) for run, config in configs.items()]
+    steps = some.train.steps or f"{some.train.epochs} epochs"
+    what = (
+        f"{some.data.dimensions} pairs of correlated Gaussians with {some.data.information:g} nats; values on fresh draws"
+        if known
+        else f"{next(iter(reports.values()))['linear']['protocol']}; bounds of the last training batches"
+    )
+    about = f"{place.name}: {len(points)} runs of {steps} steps. {what}."
+    print(negatives.markdown(negatives.table(points, axis), axis))
+    for path in negatives.draw(place, points, axes, about, some.train.batch_size, some.data.information if known else None):
+        print(f"saved as {path}")
 
 
 def compare(reports: dict[str, dict]) -> None:
@@ -291,6 +311,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--supervised", action="store_true", help="rows of the same net trained with all labels, for as many steps as the run"
     )
+    parser.add_argument("--once", action="store_true", help="probes without the column of resamples; of grids always")
     parser.add_argument("--force", action="store_true", help="measure anew what the report has")
     parser.add_argument("--weights", choices=["last", "average"], default="last", help="the last, or the run's train.average")
     parser.add_argument("--figures", nargs="+", choices=list(FIGURES), default=[], help="pictures, as PNG files in RUN/figures")
@@ -303,15 +324,25 @@ def main(argv: list[str]) -> int:
         chosen, rest = parser.parse_known_args(argv)
         if not (chosen.probes or chosen.measures or chosen.figures or chosen.export or chosen.features):
             chosen.probes = ["mlp" if chosen.protocol == "paper" else "linear"]
+        chosen.quiet = False  # whether what a run's report says is printed too
+        grids = {folder: runs for folder in chosen.runs if (runs := grid.runs_of(folder))}
+        if grids:
+            check_grids(chosen, grids)
         check_options(chosen)
         replaced = data_keys(rest)
         known: dict = {}
         reports = {}
-        for folder in chosen.runs:
-            config = built(flat(saved(folder)) | replaced)
-            check(config)
-            reports[str(folder)] = evaluate(folder, chosen, config, known)
-        if len(chosen.runs) > 1 and chosen.probes:
+        for place in chosen.runs:
+            configs = {folder: built(flat(saved(folder)) | replaced) for folder in grids.get(place, [place])}
+            for folder, config in configs.items():
+                check(config)
+                if config.data.name != "gaussian":
+                    reports[str(folder)] = evaluate(folder, chosen, config, known)
+                elif not grids:
+                    raise UserError(f"{folder} was trained on Gaussians: what there is to know stands in its summary.json")
+            if grids:
+                draw_grid(place, configs, reports)
+        if len(chosen.runs) > 1 and chosen.probes and not grids:
             compare(reports)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -343,10 +374,19 @@ def data_keys(words: list[str]) -> dict:
         key = word.removeprefix("--").partition("=")[0]
         if word.startswith("--") and not key.startswith("data."):
             options = ["probes", "protocol", "labels-per-class", "unlabelled", "measures", "pairs", "layers", "supervised"]
-            options += ["force", "weights", "figures", "export", "features"]
+            options += ["once", "force", "weights", "figures", "export", "features"]
             why = "belongs to training; here only --data.KEY can be replaced" if key in leaves() else "is no option"
             raise UserError(f"--{key} {why}{nearest(key, options)}")
     return {key: typed(key, value) for key, value in command_line(words).items()}
+
+
+def check_grids(chosen: argparse.Namespace, grids: dict[Path, list[Path]]) -> None:
+    """Of grids: a linear probe of fc and y, once, since seeds give the spread; UserError for what makes no sense."""
+    if set(chosen.runs) != set(grids):
+        raise UserError(f"{next(iter(grids))} is a grid and other folders are none: give either")
+    if chosen.probes != ["linear"] or chosen.measures or chosen.figures or chosen.export or chosen.features:
+        raise UserError("a grid is evaluated by a linear probe alone; for anything else give one of its runs")
+    chosen.layers, chosen.once, chosen.quiet = chosen.layers or ["fc", "y"], True, True
 
 
 def check_options(chosen: argparse.Namespace) -> None:

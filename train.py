@@ -15,23 +15,19 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from dim import build, checkpoint, grid, metrics, randomness, tracking
+from dim import build, checkpoint, gaussian, grid, metrics, randomness, tracking
 from dim.average import Average
 from dim.chunks import embedded_in_chunks
 from dim.config import Config, UserError
 from dim.data import Dataset
 from dim.evals.linear import quick_probe
-from dim.guard import Guard
+from dim.guard import DivergedError, Guard
 from dim.objective import Embedded
 from dim.reading import check_folder, one_line, open_axes, prepare, read
 from dim.summary import summary
 from dim.views import draw_table
 
 HERE = Path(__file__).resolve().parent
-
-
-class DivergedError(RuntimeError):
-    """Training met a number that is not finite. Exit code 3."""
 
 
 def train(config: Config, data: Dataset, folder: Path, dry_run: bool = False) -> None:
@@ -152,7 +148,7 @@ def train(config: Config, data: Dataset, folder: Path, dry_run: bool = False) ->
         (losses.encoder if losses.discriminator is None else losses.encoder + losses.discriminator).backward()
         watched = {**losses.parts, "loss": losses.encoder}
         for name, (opt, _) in optimizers.items():
-            watched[name.replace("optimizer", "gradient_norm")] = gradient_norm(opt)
+            watched[name.replace("optimizer", "gradient_norm")] = metrics.gradient_norm(opt)
         if c.clip:
             torch.nn.utils.clip_grads_with_norm_([*encoder.parameters(), *critics], c.clip, watched["gradient_norm"])
         guard.watch(step, watched)
@@ -244,13 +240,6 @@ def stop_when_asked() -> list[bool]:
     return asked
 
 
-def gradient_norm(optimizer: torch.optim.Optimizer) -> torch.Tensor:
-    """The Euclidean norm of all gradients of an optimizer's parameters, a scalar on the device."""
-    return torch.nn.utils.get_total_norm(
-        [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    )
-
-
 def stop_if_bad(guard: Guard, folder: Path) -> None:
     """Raise DivergedError at the first non-finite number; the last checkpoint is from before it."""
     if verdict := guard.verdict():
@@ -285,6 +274,9 @@ def main(argv: list[str]) -> int:
         if not chosen.dry_run:
             check_folder(config, folder)
         print(f"run        {folder}, from {chosen.config.name} and the command line")
+        if config.data.name == "gaussian":
+            gaussian.train(config, folder, chosen.dry_run)
+            return 0
         data = build.dataset(config)
         if (images := len(data.pretraining)) < config.train.batch_size:
             raise UserError(f"train.batch_size is {config.train.batch_size}, but {data.name} has {images} images: lower it")

@@ -44,8 +44,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Data:
-    name: Literal["digits", "cifar10", "cifar100", "mnist", "stl10", "folder"] = option(
-        "digits", "data set; digits needs no files, folder is one of your own images"
+    name: Literal["digits", "cifar10", "cifar100", "mnist", "stl10", "folder", "gaussian"] = option(
+        "digits", "data set; digits needs no files, folder is one of your own images, gaussian none: pairs of known information"
     )
     root: str = option("data", "folder that holds the data set in torchvision's layout, or your own images")
     download: bool = option(False, "fetch missing files into data.root")
@@ -59,6 +59,8 @@ class Data:
     skip_bad: bool = option(False, "folder: leave out files that are no images, with a warning; else they end the run")
     memory: float = option(4.0, "folder: GiB of pictures to hold in memory; more are streamed", at_least=0)
     workers: int = option(2, "folder: processes that decode images", at_least=0)
+    information: float = option(4.0, "gaussian: mutual information of a pair, nats", above=0)
+    dimensions: int = option(20, "gaussian: numbers in each half of a pair", at_least=1)
     split_seed: int = option(0, "seed of the validation part, the same for all runs to be compared", at_least=0)
 
 
@@ -242,7 +244,18 @@ def check(config: Config) -> None:
         )
     if config.precision == "float64" and config.device == "mps":
         raise UserError("precision float64 is not possible on device mps: choose float32 or device cpu")
-    c = config.train
+    c, o = config.train, config.objective
+    if config.data.name == "gaussian":
+        for key, set_ in (("objective.glob.weight", o.glob.weight), ("objective.prior.weight", o.prior.weight)):
+            if set_:
+                raise UserError(f"{key} is {set_}, but data.name gaussian has one term, objective.local: set it to 0")
+        for key, set_ in (("objective.local.queue", o.local.queue), ("train.chunk", c.chunk), ("train.average", c.average)):
+            if set_:
+                raise UserError(
+                    f"{key} is {set_}, but data.name gaussian draws as many negatives as are asked for: set it to 0"
+                )
+        if not c.steps:
+            raise UserError("data.name gaussian has no epochs: give train.steps")
     if c.chunk and c.batch_size % c.chunk:
         raise UserError(f"train.chunk is {c.chunk}: it must divide train.batch_size, {c.batch_size}")
     if c.chunk * config.views.number == 1 and config.norm == "batch":
@@ -280,6 +293,8 @@ VIEW_KEYS = {  # kinds of views that each key belongs to
 def needed_for(key: str, config: Config) -> str:
     """The setting without which a key has no effect, where the configuration lacks it; else ""."""
     group, _, name = key.rpartition(".")
+    if group in ("views", "encoder") and config.data.name == "gaussian":
+        return "a data set of images"
     if group == "views" and name not in ("number", "kind"):
         kinds = VIEW_KEYS.get(name, ("strong",))
         return "" if config.views.kind in kinds else f"views.kind {' or '.join(kinds)}"
@@ -287,6 +302,8 @@ def needed_for(key: str, config: Config) -> str:
         return "" if config.encoder.name.startswith("resnet") else "encoder.name resnet18 or resnet50"
     if key in ("data.labels", "data.side", "data.skip_bad", "data.memory", "data.workers"):
         return "" if config.data.name == "folder" else "data.name folder"
+    if key in ("data.information", "data.dimensions"):
+        return "" if config.data.name == "gaussian" else "data.name gaussian"
     if group in ("objective.local", "objective.glob", "objective.prior") and name != "weight":
         term = getattr(config.objective, group.rpartition(".")[2])
         if not term.weight:

@@ -11,13 +11,14 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from dim.config import UserError
+from dim.config import Config, UserError, flat
 from dim.reading import check_folder, read, typed, words_of
 
 SCRIPT = Path(__file__).resolve().parent.parent / "train.py"
@@ -67,6 +68,21 @@ def finished(folder: Path) -> bool:
         return found["step"] == found["steps"]
     except (OSError, ValueError, LookupError, TypeError):
         return False
+
+
+def runs_of(folder: Path) -> list[Path]:
+    """The finished runs in the folder of a grid, by name; none where the folder is no grid but a run, or nothing."""
+    if (folder / "config.yaml").exists() or not folder.is_dir():
+        return []
+    return sorted(place.parent for place in folder.glob("*/config.yaml") if finished(place.parent))
+
+
+def axes_of(configs: Sequence[Config]) -> dict[str, list]:
+    """The keys in which configurations differ, with their values in order: {"objective.local.k": [1, 64], ..}."""
+    each = [flat(config) for config in configs]
+    found = {key: sorted({values[key] for values in each}, key=lambda value: (str(type(value)), value)) for key in each[0]
+             if not key.startswith(("run.", "data.root"))}  # fmt: skip
+    return {key: values for key, values in found.items() if len(values) > 1}
 
 
 def run(words: dict[Path, list[str]], jobs: int) -> int:

@@ -7,6 +7,10 @@ import torch
 from torch import Tensor
 
 
+class DivergedError(RuntimeError):
+    """Training met a number that is not finite. Exit code 3."""
+
+
 class Guard:
     """Remembers the first step at which a watched value was not finite, and which."""
 

@@ -97,6 +97,13 @@ def watched(scores: dict[str, list[Scores]], terms: list) -> dict[str, float | N
     return row
 
 
+def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:
+    """The Euclidean norm of all gradients of an optimizer's parameters, a scalar on the device."""
+    return torch.nn.utils.get_total_norm(
+        [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    )
+
+
 def bar_text(row: dict, terms: list) -> str:
     """A row as the progress bar shows it: speed, bounds with their ceilings, probe."""
     parts = [f"{row['images_per_second']:,.0f} img/s"]

@@ -57,9 +57,11 @@ class Columns:
 COLUMNS = {"digits": Columns(few=(10, 5, 1), knobs={"C": 1.0}, resampled=False, unscaled=True)}
 
 
-def columns_for(data: Dataset, few: Sequence[int] = (), split_seed: int = 0) -> Columns:
-    """The columns of a data set; few labels asked for replace its own. UserError where a class has fewer to fit on."""
+def columns_for(data: Dataset, few: Sequence[int] = (), split_seed: int = 0, resampled: bool = True) -> Columns:
+    """The columns of a data set; few labels asked for replace its own, and resamples can be left out. UserError where a class
+    has fewer to fit on."""
     columns = COLUMNS.get(data.name, Columns())
+    columns = replace(columns, resampled=columns.resampled and resampled)
     if not few:
         return columns
     fewest = int(data.train.labels[data.validation(split_seed)[0]].bincount(minlength=data.classes).min())

@@ -72,9 +72,11 @@ def probe(
     few: Sequence[int],
     split_seed: int,
     encoders: Sequence[str] = ENCODERS,
+    resampled: bool = True,
 ) -> Section:
-    """A probe under the clean protocol; few: numbers of labels a class that get a column."""
-    columns = protocol.columns_for(data, few, split_seed)
+    """A probe under the clean protocol; few: numbers of labels a class that get a column; resampled: whether one of resamples
+    stands beside them."""
+    columns = protocol.columns_for(data, few, split_seed, resampled)
     heading = accuracy(data, protocol.described(kind, data, columns), list(protocol.subsets_of(columns, data)))
     run = partial(protocol.probe, kind, data=data, split_seed=split_seed, columns=columns)
 

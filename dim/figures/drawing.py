@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 BLUE, VERMILLION, GREEN = "#0072B2", "#D55E00", "#009E73"  # Okabe & Ito: apart for all kinds of colour vision
 COLOURS = (BLUE, VERMILLION, GREEN)
+MORE = ("#CC79A7", "#E69F00", "#56B4E9", "#222222")
 STYLES = ("-", (0, (4, 1.5)), (0, (1, 1)))  # apart without colour
 TEN = ("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#777777")  # Tol
 SHAPES = "o^sDv"  # of points, apart without colour
@@ -51,11 +52,15 @@ TILE, NEAR, FAR, UNDER, SIDE = 96, 10, 24, 24, 100  # pixels: a picture's side; 
 
 
 class Curve(NamedTuple):
-    """A named line through points."""
+    """A named line through points. spread: half the height of a bar at each; grey: what the others are held against; look:
+    which colour, style and mark it has, None: its place among the panel's curves."""
 
     label: str
     x: Sequence[float] | np.ndarray
     y: Sequence[float] | np.ndarray
+    spread: Sequence[float] | None = None
+    grey: bool = False
+    look: int | None = None
 
 
 class Level(NamedTuple):
@@ -68,7 +73,7 @@ class Level(NamedTuple):
 class Lines(NamedTuple):
     """A panel of curves and levels over x.
 
-    log: a logarithmic y axis; floor: the lowest y shown, and in words what lies below it.
+    log, log_x: a logarithmic axis; floor: the lowest y shown, and in words what lies below it.
     """
 
     title: str
@@ -78,6 +83,7 @@ class Lines(NamedTuple):
     levels: Sequence[Level] = ()
     log: bool = False
     floor: Level | None = None
+    log_x: bool = False
 
 
 class Sample(NamedTuple):
@@ -224,17 +230,35 @@ def draw_lines(axes: "Axes", panel: Lines) -> None:
     """Curves and levels, each with its label at its right end."""
     axes.set_ylabel(panel.y)
     ends = []
-    for curve, colour, style in zip(panel.curves, COLOURS, STYLES, strict=False):
-        mark = "o" if len(curve.x) < 25 else ""
-        axes.plot(
-            curve.x, curve.y, color=colour, linestyle=style, linewidth=1.6, marker=mark, ms=4, clip_on=panel.floor is not None
-        )
+    looks = list(zip((*COLOURS, *MORE), itertools.cycle(STYLES), SHAPES * 2, strict=False))
+    for i, curve in enumerate(panel.curves):
+        if curve.grey:
+            axes.plot(curve.x, curve.y, color=GREY, linewidth=0.9, linestyle=DASHED, zorder=1)
+            ends.append((curve.y[-1], curve.label, GREY))
+            continue
+        colour, style, shape = looks[(i if curve.look is None else curve.look) % len(looks)]
+        mark = shape if len(curve.x) < 25 else ""
+        look: dict[str, Any] = {"color": colour, "linestyle": style, "linewidth": 1.6, "marker": mark, "ms": 4}
+        if curve.spread is None:
+            axes.plot(curve.x, curve.y, **look, clip_on=panel.floor is not None)
+        else:
+            axes.errorbar(curve.x, curve.y, curve.spread, **look, capsize=2, elinewidth=1)
         ends.append((curve.y[-1], curve.label, colour))
     for level in panel.levels:
         axes.axhline(level.y, color=GREY, linewidth=0.9, linestyle=DASHED, zorder=1)
         ends.append((level.y, level.label, GREY))
-    axes.set_xlim(0, max(max(curve.x) for curve in panel.curves))
-    values = [y for curve in panel.curves for y in curve.y] + [level.y for level in panel.levels]
+    if panel.log_x:
+        axes.set_xscale("log")
+        places = sorted({x for curve in panel.curves for x in curve.x})
+        axes.set_xlim(places[0] / 1.3, places[-1] * 1.3)
+        axes.set_xticks(places, [f"{x:g}" for x in places])
+        axes.set_xticks([], minor=True)
+    else:
+        axes.set_xlim(0, max(max(curve.x) for curve in panel.curves))
+    values = [level.y for level in panel.levels]
+    for curve in panel.curves:
+        for y, half in zip(curve.y, curve.spread or [0.0] * len(curve.y), strict=True):
+            values += [y - half, y + half]
     if panel.log:
         logarithmic(axes, min(values), max(values))
     else:

@@ -1,0 +1,226 @@
+"""A grid of runs as one picture and one table: accuracies and bounds against the number of negatives, or another axis.
+
+Each line is a setting, each point the mean over seeds with its 95 % interval (Student's t). Seeds are paired: the same seed has
+the same first weights, images and pictures at every point, so differences to the first line are taken seed by seed.
+"""
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dim import checkpoint
+from dim.config import Config, UserError, flat
+from dim.estimators import ESTIMATORS
+from dim.figures import drawing
+from dim.figures.drawing import Curve, Level, Lines, number
+
+BOUND, FRESH = "bound", "read out by infonce with 4,096 fresh negatives"
+
+
+class Point(NamedTuple):
+    """A finished run: where it lies in the grid, and its values by name. unit, ceiling: of BOUND."""
+
+    setting: dict[str, Any]
+    values: dict[str, float]
+    unit: str
+    ceiling: float | None
+
+
+def point(folder: Path, config: Config, axes: Sequence[str], report: dict | None) -> Point:
+    """A run as a point. report: its report.json as `evaluate.py` returns it; None for Gaussians, whose run kept its values."""
+    c = config.objective.local
+    values: dict[str, float] = {}
+    estimator = ESTIMATORS[c.estimator]
+    try:
+        summary = json.loads((folder / "summary.json").read_bytes())
+        last = summary["last"]
+        if report is None:
+            held_out = summary["held_out"]
+            values = {BOUND: held_out["bound"][0], FRESH: held_out["infonce_4096_nats"][0]}
+            values = {name: value for name, value in values.items() if value is not None}
+        else:
+            for row, cells in report["linear"]["rows"].items():
+                kind, _, layer = row.partition(" ")
+                if kind == "trained":
+                    values[f"{layer} accuracy"] = 100 * cells["all"]["accuracy"]
+                    if "validation_accuracy" in cells["all"]:  # a knob that is fixed is chosen by none
+                        values[f"{layer} validation accuracy"] = 100 * cells["all"]["validation_accuracy"]
+            values[BOUND] = last[f"local/bound_{estimator.unit}"]
+        ceiling = last[f"local/ceiling_{estimator.unit}"]
+    except (OSError, ValueError, LookupError, TypeError):
+        raise UserError(f"{folder}/summary.json is damaged or of an unfinished run: train the grid again") from None
+    settings = flat(config)
+    return Point({key: settings[key] for key in axes}, values, estimator.unit, ceiling)
+
+
+def axis_of(axes: Mapping[str, Sequence[Any]]) -> str:
+    """The key that the picture runs along: K where it varies, else the number with the most values, the seed apart."""
+    numbers = [k for k, v in axes.items() if k != "seed" and not any(isinstance(x, (str, bool)) for x in v)]
+    if not numbers:
+        raise UserError(f"a picture of a grid needs an axis of numbers, and this one varies {', '.join(axes)}")
+    by_k = [key for key in numbers if key.endswith(".k")]
+    return (by_k or sorted(numbers, key=lambda key: -len(axes[key])))[0]
+
+
+def table(points: Sequence[Point], axis: str) -> list[dict]:
+    """One row for each setting: {"line", axis, "unit", "ceiling", value name: {"mean", "interval": half of the 95 % one or
+    None, "seeds", "each": by seed, "minus": {"mean", "interval"} of the differences to the first line at the same place, seed
+    by seed}}; bounds of different units have no difference.
+    """
+    cells: dict[tuple[str, Any], list[Point]] = {}
+    for one in sorted(points, key=rank):
+        cells.setdefault((line_of(one.setting, axis), one.setting[axis]), []).append(one)
+    first = next(iter(cells))[0]
+    rows = []
+    for (line, place), members in cells.items():
+        row: dict[str, Any] = {"line": line, axis: place, "unit": members[0].unit, "ceiling": members[0].ceiling}
+        rival = {one.setting.get("seed"): one for one in cells.get((first, place), [])}
+        for name in dict.fromkeys(name for one in members for name in one.values):
+            each = {one.setting.get("seed"): one.values[name] for one in members if name in one.values}
+            row[name] = interval(list(each.values())) | {"seeds": len(each), "each": list(each.values())}
+            both = [seed for seed in each if seed in rival and name in rival[seed].values]
+            same = name != BOUND or (both and rival[both[0]].unit == members[0].unit)
+            if line != first and both and same:
+                row[name]["minus"] = interval([each[seed] - rival[seed].values[name] for seed in both])
+        rows.append(row)
+    return rows
+
+
+def rank(one: Point) -> list:
+    """Points in order: estimators as the table of estimators has them, numbers by size."""
+    names = list(ESTIMATORS)
+    return [(names.index(v), "") if v in names else (0, v) if isinstance(v, str) else (v, "") for v in one.setting.values()]
+
+
+def line_of(setting: dict[str, Any], axis: str) -> str:
+    """The name of a line: the values of what is neither the axis nor the seed, numbers with their key."""
+    words = []
+    for key, value in setting.items():
+        if key not in (axis, "seed"):
+            name = key.rsplit(".", 1)[-1].replace("_", " ")
+            words.append(value if isinstance(value, str) else f"{name} {json.dumps(value)}")
+    return ", ".join(words) or "all"
+
+
+def interval(values: Sequence[float]) -> dict:
+    """{"mean", "interval"}: half the width of the 95 % interval of the mean by Student's t, None for one value."""
+    from scipy.stats import t
+
+    n = len(values)
+    half = None if n < 2 else float(t.ppf(0.975, n - 1)) * statistics.stdev(values) / math.sqrt(n)
+    return {"mean": statistics.fmean(values), "interval": half}
+
+
+def draw(
+    folder: Path,
+    points: Sequence[Point],
+    axes: Mapping[str, Sequence[Any]],
+    about: str,
+    anchors: int,
+    truth: float | None = None,
+) -> list[Path]:
+    """folder/negatives.json and negatives.png. anchors: A of a batch; about: what was trained and measured, for the caption;
+    truth: the mutual information where it is known, nats."""
+    drawing.needed()
+    axis = axis_of(axes)
+    rows = table(points, axis)
+    content = {"axis": axis, "anchors": anchors, "about": about, "truth_nats": truth, "rows": rows}
+    checkpoint.save_json(folder / "negatives.json", content)
+    title, caption = words(rows, axis, anchors, axes, about)
+    path = drawing.save(folder / "negatives.png", title, panels(rows, axis, truth), caption)
+    return [path, folder / "negatives.json"]
+
+
+def panels(rows: Sequence[dict], axis: str, truth: float | None = None) -> list[Lines]:
+    """A panel for each value: accuracies in per cent, then bounds of one unit each with their ceiling, and where it is known
+    the truth, nats."""
+    along = "K, negatives of each anchor (log scale)" if axis.endswith(".k") else axis.rsplit(".", 1)[-1].replace("_", " ")
+    names = [name for name in values_of(rows) if "validation" not in name]
+    looks = {line: i for i, line in enumerate(dict.fromkeys(row["line"] for row in rows))}
+    found = []
+    for name in names:
+        for unit in dict.fromkeys(row["unit"] for row in rows) if name == BOUND else [""]:
+            chosen = [row for row in rows if name in row and (name != BOUND or row["unit"] == unit)]
+            curves = [curve(chosen, line, axis, name, looks[line]) for line in dict.fromkeys(row["line"] for row in chosen)]
+            levels = [] if truth is None or (name == BOUND and unit != "nats") else [Level(f"the truth, {truth:g} nats", truth)]
+            if name == BOUND:
+                curves += ceilings(chosen, axis)
+                tops = {row["ceiling"] for row in chosen} - {None}
+                if len(tops) == 1 and len({row[axis] for row in chosen}) > 1:
+                    curves = [c for c in curves if not c.grey]
+                    levels += [Level(f"ceiling {number(tops.pop())}", max(row["ceiling"] for row in chosen if row["ceiling"]))]
+            title = f"{name}, {unit}" if name == BOUND else name
+            what = {"": "test accuracy, %", "nats": "nats"}.get(unit, unit) if "accuracy" in name or unit else "nats"
+            found.append(Lines(title, along, what, curves, levels, log_x=True))
+    return found
+
+
+def values_of(rows: Sequence[dict]) -> list[str]:
+    """Names of what was measured, accuracies first."""
+    names = dict.fromkeys(name for row in rows for name, cell in row.items() if isinstance(cell, dict))
+    return sorted(names, key=lambda name: ("accuracy" not in name, list(names).index(name)))
+
+
+def curve(rows: Sequence[dict], line: str, axis: str, name: str, look: int) -> Curve:
+    """The means of a line with their intervals, labelled with its last mean."""
+    mine = sorted((row for row in rows if row["line"] == line), key=lambda row: row[axis])
+    means = [row[name]["mean"] for row in mine]
+    spread = [row[name]["interval"] or 0.0 for row in mine]
+    return Curve(f"{line} {number(means[-1])}", [row[axis] for row in mine], means, spread, look=look)
+
+
+def ceilings(rows: Sequence[dict], axis: str) -> list[Curve]:
+    """The ceilings that the bounds of a panel have, one curve for each that differs."""
+    found: dict[tuple, Curve] = {}
+    for line in dict.fromkeys(row["line"] for row in rows):
+        mine = sorted((row for row in rows if row["line"] == line and row["ceiling"] is not None), key=lambda row: row[axis])
+        if mine:
+            tops = [row["ceiling"] for row in mine]
+            label = f"ceiling of {line}\n{number(tops[-1])}"
+            found.setdefault(tuple(tops), Curve(label, [row[axis] for row in mine], tops, grey=True))
+    return list(found.values())
+
+
+def words(
+    rows: Sequence[dict], axis: str, anchors: int, axes: Mapping[str, Sequence[Any]], about: str
+) -> tuple[str, list[str]]:
+    """Title and caption."""
+    seeds = max(cell["seeds"] for row in rows for cell in row.values() if isinstance(cell, dict))
+    by_k = axis.endswith(".k")
+    title = "Estimators against the number of negatives" if by_k else f"A grid over {axis.rsplit('.', 1)[-1].replace('_', ' ')}"
+    counts = (
+        f"K negatives stand against each anchor; a batch of {anchors} anchors has {anchors} K in all, which is what dv's one "
+        "logarithm runs over."
+        if by_k
+        else ""
+    )
+    spread = f"Points: mean over {seeds} seeds, bars: 95 % interval of the mean (Student's t)." if seeds > 1 else "One seed."
+    varied = ", ".join(key for key in axes if key not in (axis, "seed"))
+    return title, [about, f"{spread} Lines: {varied or 'one setting'}. {counts}"]
+
+
+def markdown(rows: Sequence[dict], axis: str) -> str:
+    """The table as Markdown: mean +- interval, and in brackets the paired difference to the first line."""
+    names = values_of(rows)
+    head = ["", axis.rsplit(".", 1)[-1], *names, "ceiling"]
+    lines = [f"| {' | '.join(head)} |", f"| {' | '.join(['---'] * len(head))} |"]
+    for row in rows:
+        cells = [shown(row.get(name)) for name in names]
+        top = "" if row["ceiling"] is None else f"{row['ceiling']:.3f}"
+        lines.append(f"| {' | '.join([row['line'], f'{row[axis]:g}', *cells, top])} |")
+    return "\n".join(lines)
+
+
+def shown(cell: dict | None) -> str:
+    """63.21 +- 0.40 (-1.20 +- 0.30)"""
+    if cell is None:
+        return ""
+    text = with_interval(cell)
+    return text + (f" ({with_interval(cell['minus'], '+')})" if "minus" in cell else "")
+
+
+def with_interval(cell: dict, sign: str = "") -> str:
+    return f"{cell['mean']:{sign}.2f}" + ("" if cell["interval"] is None else f" +- {cell['interval']:.2f}")
