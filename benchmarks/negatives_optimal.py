@@ -85,8 +85,8 @@ def theory(information: float) -> dict:
 def sampled(content: dict, k: int) -> bool:
     """Whether the draws show four fifths of nwj's standard deviation or more.
 
-    The n-th moment of the ratio is finite for rho < 1 / (n - 1) alone, so from rho = 1/3 on, which all of these pass, the sampled
-    variance has no variance itself: it comes in rare large draws, and most series read too little.
+    The n-th moment of the ratio is finite for rho < 1 / (n - 1) alone, so from rho = 1/3 on, which all of these pass, the
+    sampled variance has no variance itself: it comes in rare large draws, and most series read too little.
     """
     theory = content["theory"]["nwj"]["sd"][str(k)]
     return content["measured"]["nwj"][str(k)]["sd"] >= 0.8 * theory

@@ -19,6 +19,7 @@ from dim.data import Dataset, Split  # noqa: E402
 from dim.encoders import ARCHITECTURES, Encoder  # noqa: E402
 from dim.evals.features import features, set_statistics  # noqa: E402
 from dim.evals.protocol import standardised  # noqa: E402
+from dim.reading import settings_of  # noqa: E402
 
 TINY = {  # three steps on the digits
     "--train.epochs": "1",
@@ -37,6 +38,11 @@ def tiny(folder: Path, *words: str) -> list[str]:
     given = dict(zip(words[::2], words[1::2], strict=False))
     pairs = {"--config": str(ROOT / "configs" / "digits.yaml"), "--run.dir": str(folder)} | TINY | given
     return [word for pair in pairs.items() for word in pair] + list(words[len(words) // 2 * 2 :])
+
+
+def first_point(path: Path) -> list[str]:
+    """The words that fix the axes of a grid at their first values; none for a file of one run."""
+    return [f"--{key}={values[0]}" for key, values in settings_of(path)[1].items()]
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, tiny
+from conftest import ROOT, first_point, tiny
 
 import train
 from dim import build, checkpoint
@@ -52,10 +52,12 @@ def state(folder: Path) -> dict:
 STORED = {"digits": (1, 8), "cifar10": (3, 32), "cifar100": (3, 32), "stl10": (3, 96), "folder": (3, 64)}  # channels, side
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [p for p in CONFIGS if "gaussian" not in p.stem], ids=lambda path: path.stem)
 def test_every_config_trains_two_steps(path, tmp_path, capsys, monkeypatch, slim_alex):
     """On 13 random images of the size that the configured data set is stored in."""
-    config, _ = read(["--config", str(path), "--train.batch_size", "6", "--train.epochs", "1", "--run.probe_every", "0"], path)
+    length = ["--train.steps", "2"] if (point := first_point(path)) else ["--train.epochs", "1"]
+    words = ["--config", str(path), "--train.batch_size", "6", *length, "--run.probe_every", "0"]
+    config, _ = read([*words, *point], path)
     channels, side = STORED[config.data.name]
     images = torch.randint(0, 256, (13, channels, side, side), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     split = Split(images, torch.arange(13) % 10)
