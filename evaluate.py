@@ -141,19 +141,11 @@ def asked_for(chosen: argparse.Namespace, config: Config, data: Dataset) -> list
 def draw_grid(place: Path, configs: dict[Path, Config], reports: dict[str, dict]) -> None:
     """The runs of a grid as one table and one picture, in its folder."""
     axes = grid.axes_of(list(configs.values()))
+    points = [negatives.point(run, config, list(axes), reports.get(str(run))) for run, config in configs.items()]
+    protocol = next((content["linear"]["protocol"] for content in reports.values()), "")
     axis = negatives.axis_of(axes)
-    some = next(iter(configs.values()))
-    known = some.data.name == "gaussian"
-    points = [negatives.point(run, config, list(axes), None if known else reports[str(run)]) for run, config in configs.items()]
-    steps = some.train.steps or f"{some.train.epochs} epochs"
-    what = (
-        f"{some.data.dimensions} pairs of correlated Gaussians with {some.data.information:g} nats; values on fresh draws"
-        if known
-        else f"{next(iter(reports.values()))['linear']['protocol']}; bounds of the last training batches"
-    )
-    about = f"{place.name}: {len(points)} runs of {steps} steps. {what}."
     print(negatives.markdown(negatives.table(points, axis), axis))
-    for path in negatives.draw(place, points, axes, about, some.train.batch_size, some.data.information if known else None):
+    for path in negatives.draw(place / "negatives.png", points, axes, next(iter(configs.values())), protocol):
         print(f"saved as {path}")
 
 
@@ -272,7 +264,8 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def main(argv: list[str]) -> int:
+def options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """What a command line asks for, and the words that are keys of the configuration."""
     parser = argparse.ArgumentParser(
         prog="evaluate.py", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -320,11 +313,16 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--features", type=Path, metavar="FILE.npz", help="write the features of all images")
     parser.error = refuse  # type: ignore
+    chosen, rest = parser.parse_known_args(argv)
+    if not (chosen.probes or chosen.measures or chosen.figures or chosen.export or chosen.features):
+        chosen.probes = ["mlp" if chosen.protocol == "paper" else "linear"]
+    chosen.quiet = False  # whether a run's tables are in its report only
+    return chosen, rest
+
+
+def main(argv: list[str]) -> int:
     try:
-        chosen, rest = parser.parse_known_args(argv)
-        if not (chosen.probes or chosen.measures or chosen.figures or chosen.export or chosen.features):
-            chosen.probes = ["mlp" if chosen.protocol == "paper" else "linear"]
-        chosen.quiet = False  # whether what a run's report says is printed too
+        chosen, rest = options(argv)
         grids = {folder: runs for folder in chosen.runs if (runs := grid.runs_of(folder))}
         if grids:
             check_grids(chosen, grids)

@@ -60,7 +60,7 @@ def axis_of(axes: Mapping[str, Sequence[Any]]) -> str:
     """The key that the picture runs along: K where it varies, else the number with the most values, the seed apart."""
     numbers = [k for k, v in axes.items() if k != "seed" and not any(isinstance(x, (str, bool)) for x in v)]
     if not numbers:
-        raise UserError(f"a picture of a grid needs an axis of numbers, and this one varies {', '.join(axes)}")
+        raise UserError(f"a picture of a grid needs an axis of numbers, and this one varies {', '.join(axes) or 'nothing'}")
     by_k = [key for key in numbers if key.endswith(".k")]
     return (by_k or sorted(numbers, key=lambda key: -len(axes[key])))[0]
 
@@ -114,24 +114,23 @@ def interval(values: Sequence[float]) -> dict:
     return {"mean": statistics.fmean(values), "interval": half}
 
 
-def draw(
-    folder: Path,
-    points: Sequence[Point],
-    axes: Mapping[str, Sequence[Any]],
-    about: str,
-    anchors: int,
-    truth: float | None = None,
-) -> list[Path]:
-    """folder/negatives.json and negatives.png. anchors: A of a batch; about: what was trained and measured, for the caption;
-    truth: the mutual information where it is known, nats."""
+def draw(path: Path, points: Sequence[Point], axes: Mapping[str, Sequence[Any]], config: Config, protocol: str) -> list[Path]:
+    """A PNG file at a path and its numbers as JSON beside it. config: of any of the points; protocol: of the accuracies."""
     drawing.needed()
-    axis = axis_of(axes)
+    axis, truth = axis_of(axes), config.data.information if config.data.name == "gaussian" else None
     rows = table(points, axis)
-    content = {"axis": axis, "anchors": anchors, "about": about, "truth_nats": truth, "rows": rows}
-    checkpoint.save_json(folder / "negatives.json", content)
-    title, caption = words(rows, axis, anchors, axes, about)
-    path = drawing.save(folder / "negatives.png", title, panels(rows, axis, truth), caption)
-    return [path, folder / "negatives.json"]
+    steps = f"{config.train.steps:,} steps" if config.train.steps else f"{config.train.epochs} epochs"
+    data = f"{config.data.dimensions} pairs of correlated Gaussians" if truth is not None else config.data.name
+    what = (
+        f"Values on fresh draws; the truth is {truth:g} nats."
+        if truth is not None
+        else f"{protocol}; bounds of training batches."
+    )
+    about = f"{len(points)} runs of {steps} on {data}. {what}"
+    content = {"axis": axis, "anchors": config.train.batch_size, "about": about, "truth_nats": truth, "rows": rows}
+    checkpoint.save_json(path.with_suffix(".json"), content)
+    title, caption = words(rows, axis, config.train.batch_size, axes, about)
+    return [drawing.save(path, title, panels(rows, axis, truth), caption), path.with_suffix(".json")]
 
 
 def panels(rows: Sequence[dict], axis: str, truth: float | None = None) -> list[Lines]:
