@@ -108,6 +108,20 @@ def test_fresh_negatives_are_those_of_other_draws():
     )
 
 
+def test_what_is_held_out_was_not_trained_on(monkeypatch, tmp_path):
+    """The draws of the end are none of the steps'."""
+    seen, plain = [], gaussian.pairs
+
+    def spied(*args):
+        seen.append(args[-2:])
+        return plain(*args)
+
+    monkeypatch.setattr(gaussian, "pairs", spied)
+    gaussian.train(config(*WORDS, "--train.steps", "70", "--objective.local.units", "8"), tmp_path / "run")
+    assert len(set(seen)) == len(seen) == 70 + gaussian.DRAWS + gaussian.FRESH
+    assert {purpose for purpose, _ in seen} == {"pairs", "held out", "fresh"}
+
+
 def test_a_run_learns_and_writes_what_it_found(tmp_path, capsys):
     words = ["--config", str(CONFIG), "--objective.local.estimator", "infonce", "--objective.local.k", "100", "--seed", "1"]
     words += [
