@@ -38,8 +38,8 @@ def jsd(pos: Tensor, neg: Tensor) -> Tensor:
     """Twice the Jensen-Shannon divergence of joint and product, from below: 2 log 2 - E sp(-T+) - E sp(T-).
 
     pos [A, L], neg [A, K] -> scalar, at most 2 log 2 = 1.386. Not nats of mutual information: it ranks critics, and its
-    expectation does not depend on K. Best critic log r, r = p(x, y) / p(x) p(y). Paper, equation (4); f-GAN's "JS"
-    (Nowozin et al. 2016, table 1), whose "GAN" is this minus 2 log 2.
+    expectation does not depend on K. Best critic log r, r = p(x, y) / p(x) p(y). Constant scores c: 2 log 2 - sp(-c) - sp(c).
+    Paper, equation (4); f-GAN's "JS" (Nowozin et al. 2016, table 1), whose "GAN" is this minus 2 log 2.
     """
     pos, neg = checked(pos, neg)
     return 2 * math.log(2) - softplus(-pos).mean() - softplus(neg).mean()
@@ -54,8 +54,8 @@ def dv(pos: Tensor, neg: Tensor, logmeanexp: Callable[[Tensor], Tensor] = logmea
     """Donsker-Varadhan: mutual information in nats, E T+ - log E e^T-, one log over all A K negatives of the batch.
 
     pos [A, L], neg [A, K] -> scalar without a ceiling. A lower bound in expectation only for infinitely many negatives: on a
-    finite sample the log is biased down, so the value up. Best critic log r + any constant. Paper, equation (2); Donsker &
-    Varadhan 1983. `logmeanexp` replaces the second term, for a mean kept across ranks or steps.
+    finite sample the log is biased down, so the value up. Best critic log r + any constant. Constant scores: 0. Paper,
+    equation (2); Donsker & Varadhan 1983. `logmeanexp` replaces the second term, for a mean kept across ranks or steps.
     """
     pos, neg = checked(pos, neg)
     return pos.mean() - logmeanexp(neg)
@@ -65,7 +65,7 @@ def dv_per_anchor(pos: Tensor, neg: Tensor) -> Tensor:
     """Donsker-Varadhan with one log for each anchor: E[T+ - log mean_k e^Tk], nats.
 
     pos [A, L], neg [A, K] -> scalar without a ceiling. Best critic log r + c(anchor). At K = 1 it is E T+ - E T-, which grows
-    without end in training; from K = 256 on it behaves. Zero for scores that are equal within each anchor.
+    without end in training; from K = 256 on it behaves. Constant scores, be it within each anchor: 0.
     """
     pos, neg = checked(pos, neg)
     return (pos - neg.logsumexp(1, keepdim=True)).mean() + math.log(neg.shape[1])
@@ -76,7 +76,7 @@ def infonce(pos: Tensor, neg: Tensor) -> Tensor:
 
     pos [A, L], neg [A, K] -> scalar. Each positive competes with the K negatives of its anchor, never with the anchor's other
     positives. The sum over negatives is taken once for each anchor and shared by its L positives, so nothing of size
-    A L K is made. Best critic log r + c(anchor). Paper, equation (5); van den Oord et al. 2018, arXiv 1807.03748.
+    A L K is made. Best critic log r + c(anchor). Constant scores, be it within each anchor: 0. Paper, equation (5); van den Oord et al. 2018, arXiv 1807.03748.
     """
     pos, neg = checked(pos, neg)
     others = neg.logsumexp(1, keepdim=True)  # [A, 1]
@@ -87,7 +87,7 @@ def nwj(pos: Tensor, neg: Tensor) -> Tensor:
     """Mutual information in nats by Nguyen, Wainwright & Jordan 2010, as a log ratio: 1 + E T+ - E e^T-.
 
     pos [A, L], neg [A, K] -> scalar without a ceiling; unbiased, but its variance grows as e^(2 I) / negatives. Best
-    critic log r. f-GAN's KL: f(u) = u log u, f*(t) = e^(t - 1), g(T) = 1 + T. MINE-f with 1 added to its T.
+    critic log r. Constant scores c: 1 + c - e^c. f-GAN's KL: f(u) = u log u, f*(t) = e^(t - 1), g(T) = 1 + T. MINE-f with 1 added to its T.
     """
     pos, neg = checked(pos, neg)
     return 1 + pos.mean() - neg.exp().mean()
@@ -97,7 +97,8 @@ def nce(pos: Tensor, neg: Tensor) -> Tensor:
     """Noise-contrastive estimation: E log s(T+ - log K) + K E log s(log K - T-) + its value at T = 0, s the logistic function.
 
     pos [A, L], neg [A, K] -> scalar, at most log(1 + K) + K log((1 + K) / K): for each of K + 1 pairs whether it is the own
-    one, with prior odds of 1 to K. jsd at K = 1. Best critic log r, whatever K. Gutmann & Hyvarinen 2010.
+    one, with prior odds of 1 to K. jsd at K = 1. Best critic log r, whatever K. Constant scores c: as the formula has it, 0 at
+    c = 0 and less elsewhere. Gutmann & Hyvarinen 2010.
     """
     pos, neg = checked(pos, neg)
     k = neg.shape[1]
@@ -112,7 +113,7 @@ def ceiling_of_nce(k: int) -> float:
 def rkl(pos: Tensor, neg: Tensor) -> Tensor:
     """Reverse KL divergence in nats, of the product from the joint: 1 - E e^-T+ - E T-.
 
-    pos [A, L], neg [A, K] -> scalar without a ceiling. Best critic log r. f(u) = -log u, f*(t) = -1 - log(-t), g(T) = -e^-T.
+    pos [A, L], neg [A, K] -> scalar without a ceiling. Best critic log r. Constant scores c: 1 - c - e^-c. f(u) = -log u, f*(t) = -1 - log(-t), g(T) = -e^-T.
     """
     pos, neg = checked(pos, neg)
     return 1 - (-pos).exp().mean() - neg.mean()
@@ -121,7 +122,7 @@ def rkl(pos: Tensor, neg: Tensor) -> Tensor:
 def chi2(pos: Tensor, neg: Tensor) -> Tensor:
     """Pearson's chi-squared divergence, E r - 1 over the joint: E T+ - E[T-^2 / 4 + T-].
 
-    pos [A, L], neg [A, K] -> scalar without a ceiling. Best critic 2 (r - 1). f(u) = (u - 1)^2, f*(t) = t^2 / 4 + t,
+    pos [A, L], neg [A, K] -> scalar without a ceiling. Best critic 2 (r - 1). Constant scores c: -c^2 / 4. f(u) = (u - 1)^2, f*(t) = t^2 / 4 + t,
     g(T) = T. The official code's "X2" is another function and no bound: it grows with |T| of either sign on both sides.
     """
     pos, neg = checked(pos, neg)
@@ -131,7 +132,7 @@ def chi2(pos: Tensor, neg: Tensor) -> Tensor:
 def hellinger(pos: Tensor, neg: Tensor) -> Tensor:
     """Squared Hellinger distance, the sum of (sqrt p - sqrt q)^2: 2 - E e^-T+ - E e^T-.
 
-    pos [A, L], neg [A, K] -> scalar, at most 2. Best critic (log r) / 2. f(u) = (sqrt u - 1)^2, f*(t) = t / (1 - t),
+    pos [A, L], neg [A, K] -> scalar, at most 2. Best critic (log r) / 2. Constant scores c: 2 - e^-c - e^c. f(u) = (sqrt u - 1)^2, f*(t) = t / (1 - t),
     g(T) = 1 - e^-T.
     """
     pos, neg = checked(pos, neg)
@@ -141,7 +142,7 @@ def hellinger(pos: Tensor, neg: Tensor) -> Tensor:
 def tv(pos: Tensor, neg: Tensor) -> Tensor:
     """Total variation, half the sum of |p - q|: (E tanh T+ - E tanh T-) / 2.
 
-    pos [A, L], neg [A, K] -> scalar, at most 1. Best critic +-infinity by the sign of r - 1. f(u) = |u - 1| / 2, f*(t) = t on
+    pos [A, L], neg [A, K] -> scalar, at most 1. Best critic +-infinity by the sign of r - 1. Constant scores: 0. f(u) = |u - 1| / 2, f*(t) = t on
     [-1/2, 1/2], g(T) = tanh(T) / 2.
     """
     pos, neg = checked(pos, neg)
@@ -152,7 +153,7 @@ def wasserstein(pos: Tensor, neg: Tensor) -> Tensor:
     """Wasserstein-1 distance of joint and product by its dual: E T+ - E T-, over critics of slope 1 at most.
 
     pos [A, L], neg [A, K] -> scalar, in units of what the slope is measured over; without a limit on the slope it grows without
-    end, so training needs one (`dim.objective.Term`). Best critic: Kantorovich's potential. No f-divergence.
+    end, so training needs one (`dim.objective.Term`). Best critic: Kantorovich's potential. Constant scores: 0. No f-divergence.
     """
     pos, neg = checked(pos, neg)
     return pos.mean() - neg.mean()

@@ -127,6 +127,25 @@ def test_zero_at_zero_scores(estimator, shape):
     assert abs(value.item()) < 2e-15
 
 
+CONSTANT = {  # at scores of c everywhere
+    "jsd": lambda c: 2 * LOG2 - math.log(1 + math.exp(-c)) - math.log(1 + math.exp(c)),
+    "nwj": lambda c: 1 + c - math.exp(c),
+    "nce": lambda c: math.log(8) + 7 * math.log(8 / 7) - math.log(1 + 7 * math.exp(-c)) - 7 * math.log(1 + math.exp(c) / 7),
+    "rkl": lambda c: 1 - c - math.exp(-c),
+    "chi2": lambda c: -(c**2) / 4,
+    "hellinger": lambda c: 2 - math.exp(-c) - math.exp(c),
+}
+
+
+@pytest.mark.parametrize("c", [-2.0, 0.5, 3.0])
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_constant_scores(name, c):
+    """0 where only differences count; else less than 0, since a critic that knows nothing bounds nothing from below."""
+    value = ESTIMATORS[name](torch.full((5, 3), c).double(), torch.full((5, 7), c).double()).item()
+    assert value == pytest.approx(CONSTANT.get(name, lambda c: 0.0)(c), abs=1e-12)
+    assert (value < 0) == (name in CONSTANT)
+
+
 PERFECT = {  # at scores of +-1e4, and whether it is the ceiling
     "jsd": (2 * LOG2, True),
     "infonce": (math.log(8), True),
