@@ -74,9 +74,10 @@ def dv_per_anchor(pos: Tensor, neg: Tensor) -> Tensor:
 def infonce(pos: Tensor, neg: Tensor) -> Tensor:
     """InfoNCE lower bound of mutual information in nats, at most log(K + 1): E[T+ - log(e^T+ + sum_k e^Tk)] + log(K + 1).
 
-    pos [A, L], neg [A, K] -> scalar. Each positive competes with the K negatives of its anchor, never with the anchor's other
-    positives. The sum over negatives is taken once for each anchor and shared by its L positives, so nothing of size
-    A L K is made. Best critic log r + c(anchor). Constant scores, be it within each anchor: 0. Paper, equation (5); van den Oord et al. 2018, arXiv 1807.03748.
+    pos [A, L], neg [A, K] -> scalar. Each positive competes with the K negatives of its anchor, never with the anchor's
+    other positives. The sum over negatives is taken once for each anchor and shared by its L positives, so nothing of size
+    A L K is made. Best critic log r + c(anchor). Constant scores, be it within each anchor: 0. Paper, equation (5); van den
+    Oord et al. 2018, arXiv 1807.03748.
     """
     pos, neg = checked(pos, neg)
     others = neg.logsumexp(1, keepdim=True)  # [A, 1]
@@ -86,8 +87,9 @@ def infonce(pos: Tensor, neg: Tensor) -> Tensor:
 def nwj(pos: Tensor, neg: Tensor) -> Tensor:
     """Mutual information in nats by Nguyen, Wainwright & Jordan 2010, as a log ratio: 1 + E T+ - E e^T-.
 
-    pos [A, L], neg [A, K] -> scalar without a ceiling; unbiased, but its variance grows as e^(2 I) / negatives. Best
-    critic log r. Constant scores c: 1 + c - e^c. f-GAN's KL: f(u) = u log u, f*(t) = e^(t - 1), g(T) = 1 + T. MINE-f with 1 added to its T.
+    pos [A, L], neg [A, K] -> scalar without a ceiling; unbiased, but its variance grows as e^(2 I) / negatives. Best critic
+    log r. Constant scores c: 1 + c - e^c. f-GAN's KL: f(u) = u log u, f*(t) = e^(t - 1), g(T) = 1 + T. MINE-f with 1 added
+    to its T.
     """
     pos, neg = checked(pos, neg)
     return 1 + pos.mean() - neg.exp().mean()
@@ -113,7 +115,8 @@ def ceiling_of_nce(k: int) -> float:
 def rkl(pos: Tensor, neg: Tensor) -> Tensor:
     """Reverse KL divergence in nats, of the product from the joint: 1 - E e^-T+ - E T-.
 
-    pos [A, L], neg [A, K] -> scalar without a ceiling. Best critic log r. Constant scores c: 1 - c - e^-c. f(u) = -log u, f*(t) = -1 - log(-t), g(T) = -e^-T.
+    pos [A, L], neg [A, K] -> scalar without a ceiling. Best critic log r. Constant scores c: 1 - c - e^-c. f(u) = -log u,
+    f*(t) = -1 - log(-t), g(T) = -e^-T.
     """
     pos, neg = checked(pos, neg)
     return 1 - (-pos).exp().mean() - neg.mean()
@@ -122,8 +125,9 @@ def rkl(pos: Tensor, neg: Tensor) -> Tensor:
 def chi2(pos: Tensor, neg: Tensor) -> Tensor:
     """Pearson's chi-squared divergence, E r - 1 over the joint: E T+ - E[T-^2 / 4 + T-].
 
-    pos [A, L], neg [A, K] -> scalar without a ceiling. Best critic 2 (r - 1). Constant scores c: -c^2 / 4. f(u) = (u - 1)^2, f*(t) = t^2 / 4 + t,
-    g(T) = T. The official code's "X2" is another function and no bound: it grows with |T| of either sign on both sides.
+    pos [A, L], neg [A, K] -> scalar without a ceiling. Best critic 2 (r - 1). Constant scores c: -c^2 / 4. f(u) = (u -
+    1)^2, f*(t) = t^2 / 4 + t, g(T) = T. The official code's "X2" is another function and no bound: it grows with |T| of
+    either sign on both sides.
     """
     pos, neg = checked(pos, neg)
     return pos.mean() - (neg.square() / 4 + neg).mean()
@@ -132,8 +136,8 @@ def chi2(pos: Tensor, neg: Tensor) -> Tensor:
 def hellinger(pos: Tensor, neg: Tensor) -> Tensor:
     """Squared Hellinger distance, the sum of (sqrt p - sqrt q)^2: 2 - E e^-T+ - E e^T-.
 
-    pos [A, L], neg [A, K] -> scalar, at most 2. Best critic (log r) / 2. Constant scores c: 2 - e^-c - e^c. f(u) = (sqrt u - 1)^2, f*(t) = t / (1 - t),
-    g(T) = 1 - e^-T.
+    pos [A, L], neg [A, K] -> scalar, at most 2. Best critic (log r) / 2. Constant scores c: 2 - e^-c - e^c. f(u) = (sqrt u
+    - 1)^2, f*(t) = t / (1 - t), g(T) = 1 - e^-T.
     """
     pos, neg = checked(pos, neg)
     return 2 - (-pos).exp().mean() - neg.exp().mean()
@@ -142,8 +146,8 @@ def hellinger(pos: Tensor, neg: Tensor) -> Tensor:
 def tv(pos: Tensor, neg: Tensor) -> Tensor:
     """Total variation, half the sum of |p - q|: (E tanh T+ - E tanh T-) / 2.
 
-    pos [A, L], neg [A, K] -> scalar, at most 1. Best critic +-infinity by the sign of r - 1. Constant scores: 0. f(u) = |u - 1| / 2, f*(t) = t on
-    [-1/2, 1/2], g(T) = tanh(T) / 2.
+    pos [A, L], neg [A, K] -> scalar, at most 1. Best critic +-infinity by the sign of r - 1. Constant scores: 0. f(u) = |u
+    - 1| / 2, f*(t) = t on [-1/2, 1/2], g(T) = tanh(T) / 2.
     """
     pos, neg = checked(pos, neg)
     return (pos.tanh().mean() - neg.tanh().mean()) / 2
@@ -152,8 +156,9 @@ def tv(pos: Tensor, neg: Tensor) -> Tensor:
 def wasserstein(pos: Tensor, neg: Tensor) -> Tensor:
     """Wasserstein-1 distance of joint and product by its dual: E T+ - E T-, over critics of slope 1 at most.
 
-    pos [A, L], neg [A, K] -> scalar, in units of what the slope is measured over; without a limit on the slope it grows without
-    end, so training needs one (`dim.objective.Term`). Best critic: Kantorovich's potential. Constant scores: 0. No f-divergence.
+    pos [A, L], neg [A, K] -> scalar, in units of what the slope is measured over; without a limit on the slope it grows
+    without end, so training needs one (`dim.objective.Term`). Best critic: Kantorovich's potential. Constant scores: 0. No
+    f-divergence.
     """
     pos, neg = checked(pos, neg)
     return pos.mean() - neg.mean()
