@@ -38,3 +38,21 @@ def test_kept_copies_come_in_the_order_of_their_epochs(tmp_path):
     for epoch in (10, 5, 20):
         (tmp_path / f"epoch-{epoch}").mkdir()
     assert [place.name for place in records.kept(tmp_path)] == ["epoch-5", "epoch-10", "epoch-20"]
+
+
+def test_rows_are_taken_from_a_run_with_the_same_images_and_first_weights(tmp_path):
+    text = "seed: {}\nnorm: {}\nprecision: float32\ndata:\n  name: {}\nviews:\n  kind: {}\nencoder:\n  name: small8x8\n  code_size: 64\n"
+    for name, values in {
+        "mine": (0, "batch", "digits", "none"),
+        "other_seed": (1, "batch", "digits", "none"),
+        "other_norm": (0, "layer", "digits", "none"),
+        "other_data": (0, "batch", "mnist", "none"),
+        "twin": (0, "batch", "digits", "strong"),
+        "unfinished": (0, "batch", "digits", "none"),
+    }.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(text.format(*values))
+        if name != "unfinished":
+            (tmp_path / name / "report.json").write_text("{}")
+    assert records.alike(tmp_path / "mine") == [tmp_path / "twin"]
+    assert records.alike(tmp_path / "other_data") == []
