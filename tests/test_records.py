@@ -41,7 +41,7 @@ def test_kept_copies_come_in_the_order_of_their_epochs(tmp_path):
 
 
 def test_rows_are_taken_from_a_run_with_the_same_images_and_first_weights(tmp_path):
-    text = "seed: {}\nnorm: {}\nprecision: float32\ndata:\n  name: {}\nviews:\n  kind: {}\nencoder:\n  name: small8x8\n  code_size: 64\n"
+    text = "seed: {}\nnorm: {}\nprecision: float32\ndata:\n  name: {}\nviews:\n  kind: {}\nencoder:\n  name: small8x8\n"
     for name, values in {
         "mine": (0, "batch", "digits", "none"),
         "other_seed": (1, "batch", "digits", "none"),
