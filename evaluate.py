@@ -323,23 +323,25 @@ def options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 def main(argv: list[str]) -> int:
     try:
         chosen, rest = options(argv)
-        grids = {folder: runs for folder in chosen.runs if (runs := grid.runs_of(folder))}
+        grids = {folder: runs for folder in chosen.runs if any(runs := grid.runs_of(folder))}
         if grids:
             check_grids(chosen, grids)
         check_options(chosen)
         replaced = data_keys(rest)
+        places = {
+            place: {run: built(flat(saved(run)) | replaced) for run in (grids[place][0] if grids else [place])}
+            for place in chosen.runs
+        }
+        for configs in places.values():
+            check_configs(configs, bool(grids))
         known: dict = {}
         reports = {}
-        for place in chosen.runs:
-            configs = {folder: built(flat(saved(folder)) | replaced) for folder in grids.get(place, [place])}
+        for place, configs in places.items():
             for folder, config in configs.items():
-                check(config)
                 if config.data.name != "gaussian":
                     reports[str(folder)] = evaluate(folder, chosen, config, known)
-                elif not grids:
-                    raise UserError(f"{folder} was trained on Gaussians: what there is to know stands in its summary.json")
             if grids:
-                draw_grid(place, configs, reports)
+                draw_grid(place, configs, {str(run): reports[str(run)] for run in configs if str(run) in reports})
         if len(chosen.runs) > 1 and chosen.probes and not grids:
             compare(reports)
     except UserError as error:
@@ -378,8 +380,28 @@ def data_keys(words: list[str]) -> dict:
     return {key: typed(key, value) for key, value in command_line(words).items()}
 
 
-def check_grids(chosen: argparse.Namespace, grids: dict[Path, list[Path]]) -> None:
+def check_configs(configs: dict[Path, Config], of_a_grid: bool) -> None:
+    """UserError where runs cannot be evaluated, or not drawn together, said before anything is computed."""
+    for config in configs.values():
+        check(config)
+    gaussian = [folder for folder, config in configs.items() if config.data.name == "gaussian"]
+    if gaussian and not of_a_grid:
+        raise UserError(f"{gaussian[0]} was trained on Gaussians: what there is to know stands in its summary.json")
+    if of_a_grid:
+        if 0 < len(gaussian) < len(configs):
+            raise UserError(f"{gaussian[0].parent} holds runs on Gaussians and on images: no picture has both")
+        negatives.axis_of(grid.axes_of(list(configs.values())))
+
+
+def check_grids(chosen: argparse.Namespace, grids: dict[Path, tuple[list[Path], list[Path]]]) -> None:
     """Of grids: a linear probe of fc and y, once, since seeds give the spread; UserError for what makes no sense."""
+    for place, (done, others) in grids.items():
+        if not done:
+            raise UserError(f"{place} has no finished run: train it to the end first")
+        if others:
+            print(
+                f"warning: {place}: {len(others)} of {len(done) + len(others)} runs are not finished, left out", file=sys.stderr
+            )
     if set(chosen.runs) != set(grids):
         raise UserError(f"{next(iter(grids))} is a grid and other folders are none: give either")
     if chosen.probes != ["linear"] or chosen.measures or chosen.figures or chosen.export or chosen.features:

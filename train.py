@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from dim import build, checkpoint, gaussian, grid, metrics, randomness, tracking
+from dim import build, checkpoint, gaussian, grid, metrics, monitor, randomness, tracking
 from dim.average import Average
 from dim.chunks import embedded_in_chunks
 from dim.config import Config, UserError
@@ -104,7 +104,7 @@ def train(config: Config, data: Dataset, folder: Path, dry_run: bool = False) ->
         tracker.summarise(so_far)
 
     autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=config.precision == "bf16")
-    parts = torch.nn.ModuleList([encoder, objective])
+    parts = torch.nn.ModuleList([encoder, objective.critics()])  # what embeds; a queue is not copied for each chunk
 
     def walk(first: int, last: int) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
         """Steps with the data-set numbers of their images and their pictures, in an order and in views of each epoch's own."""
@@ -171,7 +171,7 @@ def train(config: Config, data: Dataset, folder: Path, dry_run: bool = False) ->
         if logs or probes:
             seconds = time.perf_counter() - clock
             row = {"step": done, "epoch": round(done / epoch_steps, 4)}
-            row |= metrics.means(sums, terms) | metrics.watched(losses.scores, terms) | objective.ages(done)
+            row |= metrics.means(sums, terms) | monitor.log_row(losses.scores, terms) | objective.ages(done)
             row |= metrics.code_statistics(at.y[: c.batch_size])
             row |= {"learning_rate": optimizer.param_groups[0]["lr"]}
             row |= {"images_per_second": (done - clock_step) * c.batch_size / seconds}

@@ -57,7 +57,8 @@ def main() -> int:
 
 def save_point(saved: Path, folder: Path, path: Path, point: dict, data: Path, known: dict) -> None:
     """Train and evaluate a point, write its JSON. known: rows of points before it, shared where the same."""
-    words = ["--config", str(path), *grid.texts(point | {"run.dir": str(folder), "data.root": str(data)})]
+    where = {"run.dir": str(folder)} | ({} if "gaussian" in path.stem else {"data.root": str(data)})
+    words = ["--config", str(path), *grid.texts(point | where)]
     begun = time.process_time()
     if code := train.main(words):
         sys.exit(code)

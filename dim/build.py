@@ -10,7 +10,7 @@ from dim import randomness
 from dim.backbones import Backbone, resnet
 from dim.config import Config, UserError
 from dim.config import Term as TermConfig
-from dim.critics import CRITICS, Critic, Projected
+from dim.critics import CRITICS, Critic, InnerProduct, Projected
 from dim.data import Dataset
 from dim.datasets import DATASETS
 from dim.encoders import ARCHITECTURES, Encoder, local_layers, places
@@ -100,17 +100,21 @@ def objective(config: Config, made: nn.Module, shape: tuple[int, int, int]) -> t
     return Objective(local, glob, prior, alpha=c.glob.weight, beta=c.local.weight, gamma=c.prior.weight), facts
 
 
-def term(config: Config, c: TermConfig, name: str, m: Tensor) -> tuple[Term, TermFacts]:
-    """One configured term for maps m [1, Dm, L], and its facts. UserError where more negatives are asked than exist."""
-    width, locations, images = m.shape[1], m.shape[2], config.train.batch_size
+def term(config: Config, c: TermConfig, name: str, m: Tensor, entries: int = 0) -> tuple[Term, TermFacts]:
+    """One configured term for maps m [1, Dm, L], and its facts. UserError where more negatives are asked than exist.
+
+    entries: images before the anchors where they are neither the batch nor a queue behind it.
+    """
+    width, locations, anchors = m.shape[1], m.shape[2], config.train.batch_size
     key = f"objective.{'local' if name == 'local' else 'glob'}"
     negatives = NEGATIVES[c.negatives](c.k)
-    others = images + c.queue - 2 if c.queue else images - 1  # a queue's copy of the own image is left out too
+    entries = entries or anchors + c.queue
+    others = entries - 2 if c.queue else entries - 1  # a queue's copy of the own image is left out too
     k, most = negatives.count(others, locations), others * locations
     if k > most:
         behind = f" and a queue of {c.queue}" * bool(c.queue)
-        raise UserError(f"{key}.k is {c.k}: a batch of {images}{behind} with {locations} locations a map has {most} negatives")
-    fewest = min(k, images - 1) if c.symmetric else k
+        raise UserError(f"{key}.k is {c.k}: a batch of {anchors}{behind} with {locations} locations a map has {most} negatives")
+    fewest = min(k, anchors - 1) if c.symmetric else k
     if c.estimator == "dv_per_anchor" and fewest == 1:
         raise UserError(f"{key}: dv_per_anchor with 1 negative grows without end: raise {key}.k or choose another estimator")
     critic = seeded(config, name, lambda: make_critic(c, config, width))
@@ -124,13 +128,16 @@ def term(config: Config, c: TermConfig, name: str, m: Tensor) -> tuple[Term, Ter
     clip = c.weight_clip if c.estimator == "wasserstein" else 0.0
     estimator = ESTIMATORS[c.estimator]
     made = Term(critic, estimator, negatives, pool, c.symmetric, slope, clip)
-    ceilings = [estimator.ceiling(n) for n in ([k, images - 1] if c.symmetric else [k])]
+    ceilings = [estimator.ceiling(n) for n in ([k, anchors - 1] if c.symmetric else [k])]
     limit = None if None in ceilings else sum(filter(None, ceilings)) / len(ceilings)
-    pairs = images * ((images + c.queue) * locations if c.negatives == "all" else k)
-    score_bytes = 4 * pairs * (c.units if c.critic == "concat" else 1)
+    inner = critic.critic if isinstance(critic, Projected) else critic
+    table = c.negatives == "all" or (isinstance(inner, InnerProduct) and inner.from_table(k, entries * locations))
+    score_bytes = 4 * anchors * (entries * locations if table else k) * (c.units if c.critic == "concat" else 1)
     warning = ""
     if c.estimator == "dv_per_anchor" and fewest < 256:
         warning = f"{key}: dv_per_anchor with {fewest} negatives; below about 256 its scores run away"
+    if c.queue and c.negatives == "shifted" and c.k < anchors:
+        warning = f"{key}: {c.k} shifts reach the queue from the batch's last images only; sampled or all use all of it"
     facts = TermFacts(name, estimator.unit, locations, k, limit, score_bytes, warning, estimator.log_ratio, c.queue)
     return made, facts
 

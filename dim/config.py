@@ -256,6 +256,13 @@ def check(config: Config) -> None:
                 )
         if not c.steps:
             raise UserError("data.name gaussian has no epochs: give train.steps")
+        if config.precision != "float32":
+            raise UserError(f"precision is {config.precision}, but data.name gaussian computes in float32")
+        if o.local.negatives == "shifted":
+            raise UserError("objective.local.negatives is shifted, but data.name gaussian has no maps: choose sampled or all")
+        if (most := 5 * config.data.dimensions) < config.data.information:
+            given = f"data.information is {config.data.information:g}"
+            raise UserError(f"{given}: it must be at most 5 nats for each of data.dimensions, {most}")
     if c.chunk and c.batch_size % c.chunk:
         raise UserError(f"train.chunk is {c.chunk}: it must divide train.batch_size, {c.batch_size}")
     if c.chunk * config.views.number == 1 and config.norm == "batch":
@@ -283,6 +290,10 @@ def check_term(key: str, term: Term, config: Config) -> None:
         )
 
 
+NO_GAUSSIANS = {  # keys of runs on images that Gaussians have no use for
+    *("device", "deterministic", "data.root", "data.download", "data.fit", "data.split_seed"),
+    *("run.save_every", "run.probe_every", "run.keep_every", "run.wandb", "run.project"),
+}
 VIEW_KEYS = {  # kinds of views that each key belongs to
     **dict.fromkeys(("shift", "rotation", "scale", "shear"), ("affine",)),
     "padding": ("crop_flip",),
@@ -293,7 +304,7 @@ VIEW_KEYS = {  # kinds of views that each key belongs to
 def needed_for(key: str, config: Config) -> str:
     """The setting without which a key has no effect, where the configuration lacks it; else ""."""
     group, _, name = key.rpartition(".")
-    if group in ("views", "encoder") and config.data.name == "gaussian":
+    if config.data.name == "gaussian" and (group in ("views", "encoder") or key in NO_GAUSSIANS):
         return "a data set of images"
     if group == "views" and name not in ("number", "kind"):
         kinds = VIEW_KEYS.get(name, ("strong",))

@@ -67,8 +67,12 @@ class InnerProduct(Critic):
         with torch.autocast(a.device.type, enabled=False):
             return (raised(a) * self.factor() @ raised(b).flatten(0, 1).T).view(len(a), *b.shape[:2])
 
+    def from_table(self, k: int, places: int) -> bool:
+        """Whether k negatives of so many places are read from the table of all."""
+        return k * self.GATHER >= places
+
     def pairs(self, a: Tensor, b: Tensor, out: Tensor, rows: Tensor | None = None) -> Tensor:
-        if rows is not None and rows.shape[1] * self.GATHER >= b.shape[0] * b.shape[1]:
+        if rows is not None and self.from_table(rows.shape[1], b.shape[0] * b.shape[1]):
             return self.table(a, b).flatten(1).gather(1, rows)
         return super().pairs(a, b, out, rows)
 

@@ -1,7 +1,8 @@
 """Correlated Gaussians: the estimators and critics where the mutual information is known.
 
 x and z of d numbers each, in pairs of correlation rho: I(x; z) = -d/2 log(1 - rho^2) nats. x stands where images have y, z
-where they have a map of one location; every step draws new pairs, so nothing can be learned by heart.
+where they have a map of one location; every step draws new pairs, so nothing can be learned by heart. One pool of max(A, K + 1)
+vectors z stands before all A anchors, as one batch of images does.
 """
 
 import math
@@ -13,11 +14,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dim import build, checkpoint, metrics
+from dim import build, checkpoint, metrics, monitor
 from dim.config import Config
 from dim.estimators import infonce
 from dim.guard import DivergedError, Guard
-from dim.monitor import monitor
 from dim.objective import Embedded, Objective, Term
 from dim.randomness import generator
 from dim.reading import prepare
@@ -54,10 +54,8 @@ def train(config: Config, folder: Path, dry_run: bool = False) -> None:
     c, d = config.train, config.data.dimensions
     anchors, rho = c.batch_size, correlation(config.data.information, d)
     pool = max(anchors, config.objective.local.k + 1)
-    of_pool = replace(
-        config, encoder=replace(config.encoder, code_size=d), train=replace(c, batch_size=pool)
-    )  # so many stand before each anchor
-    term, facts = build.term(of_pool, config.objective.local, "local", torch.zeros(1, d, 1))
+    of_width = replace(config, encoder=replace(config.encoder, code_size=d))
+    term, facts = build.term(of_width, config.objective.local, "local", torch.zeros(1, d, 1), pool)
     objective = Objective(local=term)
     print(
         f"data       {anchors} pairs a step of {d} + {d} numbers, correlation {rho:.4f}: {config.data.information:g} nats\n"
@@ -91,15 +89,17 @@ def train(config: Config, folder: Path, dry_run: bool = False) -> None:
         if logs:
             if verdict := guard.verdict():
                 raise DivergedError(f"{verdict}; {folder} has what was logged before")
-            log.write({"step": step + 1} | metrics.means(sums, [facts]) | metrics.watched(losses.scores, [facts]))
+            log.write({"step": step + 1} | metrics.means(sums, [facts]) | monitor.log_row(losses.scores, [facts]))
             sums = {}
     found = held_out(config, term, pool, facts.log_ratio) | {"seconds": time.perf_counter() - clock}
     so_far = metrics.last_and_best(log.rows(), c.steps, c.steps)
     checkpoint.save_json(folder / "summary.json", so_far | {"held_out": found})
-    (mean, sd), (fresh, _) = found["bound"], found[f"infonce_{MANY}_nats"]
+    bound, sd, fresh = (
+        "not finite" if value is None else f"{value:.3f}" for value in (*found["bound"], found[f"infonce_{MANY}_nats"][0])
+    )
     print(
-        f"{folder}: {c.steps} steps done. Held out: {mean:.3f} {facts.unit}, sd {sd:.3f} over {DRAWS} batches; the critic "
-        f"read out by infonce with {MANY:,} negatives {fresh:.3f} nats; the truth is {config.data.information:g} nats"
+        f"{folder}: {c.steps} steps done. Held out: {bound} {facts.unit}, sd {sd} over {DRAWS} batches; the critic "
+        f"read out by infonce with {MANY:,} negatives {fresh} nats; the truth is {config.data.information:g} nats"
     )
 
 
@@ -117,7 +117,7 @@ def held_out(config: Config, term: Term, pool: int, log_ratio: bool) -> dict:
     for draw in range(DRAWS):
         x, z = pairs(anchors, pool, d, rho, config.seed, "held out", draw)
         scores = term.scores(term.embed(x, z[:, :, None]), image, config.seed, draw)
-        row = {"bound": term.estimate(scores)} | monitor(scores[:1], log_ratio)
+        row = {"bound": term.estimate(scores)} | monitor.readings(scores[:1], log_ratio)
         if draw < FRESH:
             x, z = pairs(anchors, anchors + MANY, d, rho, config.seed, "fresh", draw)
             a, b = term.embed(x, z[:, :, None])

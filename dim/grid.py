@@ -19,7 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from dim.config import Config, UserError, flat
-from dim.reading import check_folder, read, typed, words_of
+from dim.reading import check_folder, read, settings_of, typed, words_of
 
 SCRIPT = Path(__file__).resolve().parent.parent / "train.py"
 
@@ -32,8 +32,11 @@ def train(argv: list[str], default: Path, flags: dict[str, str], axes: dict[str,
     """
     chosen, asked = words_of(argv, default, flags)
     points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-    base = Path(asked.get("run.dir") or Path("runs") / chosen.config.stem)
-    jobs = typed("run.jobs", asked.pop("run.jobs", 1))
+    given = settings_of(chosen.config)[0]
+    base = Path(asked.get("run.dir") or given.get("run.dir") or Path("runs") / chosen.config.stem)
+    jobs = typed("run.jobs", asked.pop("run.jobs", given.get("run.jobs", 1)))
+    if jobs < 1:
+        raise UserError(f"run.jobs is {jobs}: it must be at least 1")
     words = {}
     for point in points:
         folder = base / name(point)
@@ -70,11 +73,12 @@ def finished(folder: Path) -> bool:
         return False
 
 
-def runs_of(folder: Path) -> list[Path]:
-    """The finished runs in the folder of a grid, by name; none where the folder is no grid but a run, or nothing."""
+def runs_of(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The finished runs in the folder of a grid, by name, and the others; none where the folder is a run itself, or nothing."""
     if (folder / "config.yaml").exists() or not folder.is_dir():
-        return []
-    return sorted(place.parent for place in folder.glob("*/config.yaml") if finished(place.parent))
+        return [], []
+    runs = sorted(place.parent for place in folder.glob("*/config.yaml"))
+    return [run for run in runs if finished(run)], [run for run in runs if not finished(run)]
 
 
 def axes_of(configs: Sequence[Config]) -> dict[str, list]:

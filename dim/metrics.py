@@ -1,7 +1,6 @@
 """Metrics: what a run writes down, one JSON object a line, and the statistics of the code that show a collapse."""
 
 import json
-import math
 import os
 from pathlib import Path
 
@@ -10,8 +9,6 @@ from torch import Tensor
 
 from dim.config import UserError
 from dim.estimators import raised
-from dim.monitor import monitor
-from dim.objective import Scores
 
 
 class JsonLines:
@@ -76,24 +73,6 @@ def means(sums: dict[str, Tensor], terms: list) -> dict:
             row[f"prior/{owner}_loss_nats"] = mean[f"prior_{owner}"]
     if "prior_gradient_norm" in mean:
         row["prior/gradient_norm"] = mean["prior_gradient_norm"]
-    return row
-
-
-def watched(scores: dict[str, list[Scores]], terms: list) -> dict[str, float | None]:
-    """What `dim.monitor` says of each term's scores, {} where none were kept: {"local/read/infonce_nats": 2.1, ..}.
-
-    None: beyond the numbers of the scores' precision, as nwj is in float32 where a negative scores 89.
-
-    Of a symmetric term the first direction, whose K is that of the row.
-    """
-    row = {}
-    for t in terms:
-        if kept := scores.get(t.name):
-            same = [one for one in kept if one.pos.shape == kept[0].pos.shape]
-            found = monitor(same, t.log_ratio)
-            values = torch.stack([value.double() for value in found.values()]).tolist()  # one read from the device
-            finite = [value if math.isfinite(value) else None for value in values]
-            row |= {f"{t.name}/{key}": value for key, value in zip(found, finite, strict=True)}
     return row
 
 

@@ -11,8 +11,24 @@ from dim.objective import Scores
 SATURATED = 0.95  # of log(K + 1): from there on InfoNCE tells more information from less no longer
 
 
+def log_row(scores: dict[str, list[Scores]], terms: list) -> dict[str, float | None]:
+    """The readings of each term for a line of the log, {} where no scores were kept: {"local/read/infonce_nats": 2.1, ..}.
+
+    None: beyond the numbers of the scores' precision, as nwj is in float32 where a negative scores 89. terms:
+    `dim.build.TermFacts`.
+    """
+    row = {}
+    for t in terms:
+        if kept := scores.get(t.name):
+            found = readings(kept, t.log_ratio)
+            values = torch.stack([value.double() for value in found.values()]).tolist()  # one read from the device
+            finite = [value if math.isfinite(value) else None for value in values]
+            row |= {f"{t.name}/{key}": value for key, value in zip(found, finite, strict=True)}
+    return row
+
+
 @torch.no_grad()
-def monitor(scores: list[Scores], log_ratio: bool) -> dict[str, Tensor]:
+def readings(scores: list[Scores], log_ratio: bool) -> dict[str, Tensor]:
     """Scores of a step (of both views where there are two) -> {"read/infonce_nats": scalar on the device, ..}, their means.
 
     read/..: bounds of other estimators on the same scores, read/.._ceiling beside each that has one (`smile`: a reading, no

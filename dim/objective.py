@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from dim.critics import Critic
 from dim.encoders import Encoding, places
-from dim.pool import Pool, Queue, batch_pool
+from dim.estimators import raised
+from dim.pool import Pool, Queue, batch_pool, skipping
 from dim.prior import Prior
 from dim.randomness import generator
 
@@ -84,34 +85,38 @@ class Term(nn.Module):
         """The mean of the estimator over what `scores` gave, a scalar; larger is better."""
         return sum(self.estimator(*one) for one in scores) / len(scores)
 
-    def slope(self, pair: Pair, seed: int, step: int, views: int = 1) -> Tensor:
+    def slope(self, pair: Pair, image: Tensor, seed: int, step: int, views: int = 1) -> Tensor:
         """How far the critic is from slope 1: mean of max(0, |gradient of the score| - 1)^2, a scalar, 0 where it is Lipschitz.
 
         The gradient is with respect to (a, b), so T is held Lipschitz in the embedded vectors, not in the images. It is taken
         between own and negative pairs: at each location of each anchor, its map mixed with another image's map by a share drawn
         anew, as in Gulrajani et al. 2017 (arXiv 1704.00028), one-sided as in Petzka et al. 2018 (arXiv 1709.08894).
         """
-        total = 0.0
+        total = pair.a.new_zeros(())
         for a, b in crossed(pair, views):
+            pool = self.pool(b, image)
+            others = len(pool.b) - pool.out.shape[1]
+            places = (pool.own + int(torch.randint(others, (), generator=generator(seed, "partners", step)))) % others
+            mine, other = (pool.b.index_select(0, at) for at in (pool.own, skipping(places[:, None], pool.out)[:, 0]))
             draws = generator(seed, "slopes", step, device=b.device)
-            other = b.roll(int(torch.randint(1, len(b), (), generator=generator(seed, "partners", step))), 0)
-            share = torch.rand(*b.shape[:2], 1, generator=draws, device=b.device, dtype=torch.float32).to(b.dtype)
-            # expand gives each location a gradient of its own
-            at = torch.broadcast_tensors(a[:, None], share * b + (1 - share) * other)
+            share = torch.rand(*mine.shape[:2], 1, generator=draws, device=b.device).to(b.dtype)
+            # expanded: each location has a gradient of its own
+            at = torch.broadcast_tensors(a[:, None], share * mine + (1 - share) * other)
             at = [x if x.requires_grad else x.detach().requires_grad_() for x in at]
             gradients = torch.autograd.grad(self.critic.score(*at).sum(), at, create_graph=True)
-            norm = sum(g.float().square().sum(-1) if g.dtype != torch.float64 else g.square().sum(-1) for g in gradients)
+            norm = sum(raised(g).square().sum(-1) for g in gradients)
             # the square root's slope is infinite at 0, and below 1 it is not asked for
             total = total + (norm.clamp_min(1).sqrt() - 1).square().mean()
         return total / views
 
     @torch.no_grad()
     def constrain(self) -> None:
-        """Keep every weight of the critic within +- weight_clip, after a step (Arjovsky et al. 2017, arXiv 1701.07875): T is
-        then Lipschitz in y and the map, by a constant that nobody knows."""
+        """Keep every weight of the critic within +- weight_clip, after a step (Arjovsky et al. 2017, arXiv 1701.07875): T's
+        slope is then bounded where its inputs are, by a constant that nobody knows. A temperature is no weight."""
         if self.weight_clip:
             for weight in self.critic.parameters():
-                weight.clamp_(-self.weight_clip, self.weight_clip)
+                if weight.ndim:
+                    weight.clamp_(-self.weight_clip, self.weight_clip)
 
     def remember(self, pair: Pair, image: Tensor, step: int, views: int = 1) -> None:
         """Give the maps of this step to the queue, those of the first view: the other's show the same images."""
@@ -122,7 +127,7 @@ class Term(nn.Module):
 def crossed(pair: Pair, views: int) -> list[Pair]:
     """The vectors of one view with the maps of the other, and back; with one view just these.
 
-    Each meets a pool of one view only.
+    So no anchor meets the other view of its own image's map as a negative.
     """
     if views == 1:
         return [pair]
@@ -140,7 +145,7 @@ class Embedded(NamedTuple):
 
 class Losses(NamedTuple):
     """What each owner minimises, and the parts behind it: scalars on the device. scores: what each term was estimated from,
-    detached, where asked for."""
+    detached, where asked for; of a symmetric term the first direction."""
 
     encoder: Tensor
     discriminator: Tensor | None
@@ -187,10 +192,11 @@ class Objective(nn.Module):
             parts[name] = term.estimate(scores)
             loss = loss - weight * parts[name]
             if term.lipschitz:
-                parts[f"{name}_slope"] = term.slope(pair, seed, step, views)
+                parts[f"{name}_slope"] = term.slope(pair, image, seed, step, views)
                 loss = loss + weight * term.lipschitz * parts[f"{name}_slope"]
             if keep_scores:
-                kept[name] = [Scores(pos.detach(), neg.detach()) for pos, neg in scores]
+                first = scores[: len(scores) // (1 + term.symmetric)]
+                kept[name] = [Scores(pos.detach(), neg.detach()) for pos, neg in first]
         if self.prior is None:
             return Losses(loss, None, parts, kept)
         parts["prior_encoder"] = self.prior.encoder_loss(at.y)
@@ -202,6 +208,10 @@ class Objective(nn.Module):
         """Name, term, weight and vectors of each term that was built."""
         every = (("local", self.local, self.beta, at.local), ("global", self.glob, self.alpha, at.glob))
         return [(name, term, weight, pair) for name, term, weight, pair in every if term is not None and pair is not None]
+
+    def critics(self) -> nn.ModuleList:
+        """The networks that `embed` runs."""
+        return nn.ModuleList([term.critic for term in (self.local, self.glob) if term is not None])
 
     def constrain(self) -> None:
         """After an update of the weights: what `Term.constrain` says."""

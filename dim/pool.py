@@ -2,7 +2,7 @@
 
     pool(b, image) -> Pool        b [P, L, U] of this batch, image [A] the data-set number of each anchor
 
-The first A entries of b are the anchors' own; what stands behind them shows other images.
+The first A entries of b are the anchors' own; what stands behind them is no anchor's own entry.
 """
 
 from typing import NamedTuple

@@ -51,11 +51,16 @@ def summary(
     if objective.prior is not None:
         p = config.objective.prior
         lines.append(f"prior      weight {p.weight:g}, {p.kind}, discriminator of {parameters(objective.prior):,} parameters")
-    lines.append(f"training   {steps:,} steps of {c.batch_size} images, {some(c.epochs, 'epoch')}, {recipe(c)}")
+    lines.append(f"training   {steps:,} steps of {c.batch_size} images, {length(c)}{recipe(c)}")
     lines.append(
         f"           {device}, {some(torch.get_num_threads(), 'thread')}, {config.precision}, torch {torch.__version__}"
     )
     return "\n".join(lines)
+
+
+def length(c: Train) -> str:
+    """3 epochs, or nothing where steps are counted."""
+    return "" if c.steps else f"{some(c.epochs, 'epoch')}, "
 
 
 def recipe(c: Train) -> str:

@@ -36,7 +36,8 @@ TINY = {  # three steps on the digits
 def tiny(folder: Path, *words: str) -> list[str]:
     """The command line of a tiny run in a folder, with these words over it."""
     given = dict(zip(words[::2], words[1::2], strict=False))
-    pairs = {"--config": str(ROOT / "configs" / "digits.yaml"), "--run.dir": str(folder)} | TINY | given
+    short = {key: value for key, value in TINY.items() if key != "--train.epochs" or "--train.steps" not in given}
+    pairs = {"--config": str(ROOT / "configs" / "digits.yaml"), "--run.dir": str(folder)} | short | given
     return [word for pair in pairs.items() for word in pair] + list(words[len(words) // 2 * 2 :])
 
 

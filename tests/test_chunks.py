@@ -8,7 +8,7 @@ from conftest import tiny
 from torch import nn
 
 import train
-from dim import checkpoint
+from dim import checkpoint, chunks
 from dim.chunks import as_before, embedded_in_chunks
 from dim.critics import Concat, Dot
 from dim.encoders import Encoder
@@ -201,6 +201,28 @@ def test_one_chunk_at_a_time_is_in_memory():
 
 def rows(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_embeds_a_chunk_at_a_time_and_copies_no_queue(tmp_path, monkeypatch):
+    """Two views of 20 images at once; the buffers that are put back are those of encoder and heads."""
+    sizes, kept, plain = [], [], chunks.as_before
+    monkeypatch.setattr(chunks, "as_before", lambda buffers, before: kept.append(len(buffers)) or plain(buffers, before))
+    monkeypatch.setattr(Encoder, "forward", seen_by(sizes, Encoder.forward))
+    words = ["--train.batch_size", "60", "--train.chunk", "20", "--views.number", "2", "--objective.local.queue", "120"]
+    words += ["--train.epochs", "1", "--run.log_every", "100"]
+    assert train.main(tiny(tmp_path / "run", *words)) == 0
+    assert set(sizes[1:]) - {1, 2} == {40}  # the first are those of shapes
+    state = checkpoint.load(tmp_path / "run" / "checkpoint.pt")
+    normalised = [key for key in [*state["encoder"], *state["objective"]] if "running" in key or "tracked" in key]
+    assert set(kept) == {len(normalised)}
+
+
+def seen_by(sizes, forward):
+    def spied(self, images):
+        sizes.append(len(images))
+        return forward(self, images)
+
+    return spied
 
 
 def test_a_run_in_chunks_is_the_run_at_once(tmp_path):

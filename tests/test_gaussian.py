@@ -150,6 +150,40 @@ def test_a_run_learns_and_writes_what_it_found(tmp_path, capsys):
     assert "what there is to know stands in its summary.json" in capsys.readouterr().err
 
 
+def small(*words):
+    """A short run of a named estimator."""
+    return ["--config", str(CONFIG), "--seed", "0", "--train.steps", "4", "--objective.local.units", "8", *words]
+
+
+def test_wasserstein_before_a_pool_that_is_larger_than_the_batch(tmp_path):
+    words = ["--objective.local.estimator", "wasserstein", "--objective.local.k", "100"]
+    assert train.main(small(*words, "--run.dir", str(tmp_path / "slope"))) == 0
+    made = []
+    plain = gaussian.build.term
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gaussian.build, "term", lambda *args: made.append(plain(*args)) or made[-1])
+        assert train.main(small(*words, "--objective.local.weight_clip", "0.05", "--run.dir", str(tmp_path / "clip"))) == 0
+    ((term, _),) = made
+    assert all(w.abs().max() <= 0.05 for w in term.critic.parameters())
+    assert not term.training  # read out in eval mode: the batches of the end do not move its statistics
+
+
+def test_a_symmetric_term_has_the_batch_the_other_way_round(tmp_path):
+    words = ["--objective.local.estimator", "infonce", "--objective.local.k", "1000", "--objective.local.symmetric", "true"]
+    assert train.main(small(*words, "--run.dir", str(tmp_path / "run"))) == 0
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert row["local/ceiling_nats"] == pytest.approx((math.log(1001) + math.log(64)) / 2, rel=1e-5)
+    assert row["local/read/infonce_ceiling"] == pytest.approx(math.log(1001), rel=1e-5)
+
+
+def test_values_that_are_not_finite_are_said_to_be(tmp_path, capsys, monkeypatch):
+    nothing = {"bound": [None, None], "infonce_4096_nats": [0.5, 0.1]}
+    monkeypatch.setattr(gaussian, "held_out", lambda *args: nothing)
+    words = ["--objective.local.estimator", "nwj", "--objective.local.k", "4", "--run.dir", str(tmp_path / "run")]
+    assert train.main(small(*words)) == 0
+    assert "Held out: not finite nats, sd not finite" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -158,6 +192,11 @@ def test_a_run_learns_and_writes_what_it_found(tmp_path, capsys):
         (["--objective.local.queue", "64"], "set it to 0"),
         (["--train.chunk", "32"], "set it to 0"),
         (["--train.steps", "0"], "data.name gaussian has no epochs: give train.steps"),
+        (["--precision", "float64"], "data.name gaussian computes in float32"),
+        (["--objective.local.negatives", "shifted"], "data.name gaussian has no maps"),
+        (["--data.information", "101"], "it must be at most 5 nats for each of data.dimensions, 100"),
+        (["--run.wandb", "offline"], "--run.wandb would have no effect: it needs a data set of images"),
+        (["--device", "cpu"], "--device would have no effect: it needs a data set of images"),
         (["--encoder.code_size", "32"], "--encoder.code_size would have no effect: it needs a data set of images"),
         (["--data.name", "digits"], "--data.information would have no effect: it needs data.name gaussian"),
     ],

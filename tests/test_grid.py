@@ -53,6 +53,21 @@ def test_a_grid_trains_every_point_once(config, capfd):
     assert {path: path.stat().st_mtime_ns for path in runs.rglob("*")} == before
 
 
+def test_where_and_how_many_side_by_side_may_stand_in_the_file(config, tmp_path, monkeypatch):
+    config.write_text(GRID + f"run: {{dir: {tmp_path}/elsewhere, jobs: 3}}\n")
+    asked = []
+    monkeypatch.setattr(grid, "run", lambda words, jobs: asked.append((sorted(map(str, words)), jobs)) or 0)
+    assert train.main(["--config", str(config), *WORDS]) == 0
+    ((folders, jobs),) = asked
+    assert folders[0] == f"{tmp_path}/elsewhere/estimator-infonce_k-1"
+    assert jobs == 3
+
+
+def test_no_run_at_a_time_is_refused(config, capsys):
+    assert train.main(words(config, "--run.jobs", "0")) == 2
+    assert "run.jobs is 0: it must be at least 1" in capsys.readouterr().err
+
+
 def test_a_point_is_the_run_that_its_own_command_would_be(config, tmp_path):
     """Two side by side, one axis fixed on the command line."""
     assert train.main(words(config, "--objective.local.k", "8", "--run.jobs", "2")) == 0

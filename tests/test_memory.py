@@ -15,7 +15,7 @@ from dim.build import TermFacts
 from dim.critics import Dot
 from dim.encoders import Encoder
 from dim.estimators import infonce
-from dim.metrics import watched
+from dim.monitor import log_row
 from dim.negatives import All
 from dim.objective import Objective, Term
 
@@ -35,7 +35,7 @@ for step in range(2):
     loss.backward()
     optimizer.step()
     if sys.argv[1] != "encoder":
-        watched(losses.scores, [TermFacts("local", "nats", 64, 511 * 64, None, 0, "")])
+        log_row(losses.scores, [TermFacts("local", "nats", 64, 511 * 64, None, 0, "")])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 

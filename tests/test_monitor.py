@@ -10,7 +10,10 @@ from conftest import tiny
 
 import train
 from dim import objective
-from dim.monitor import above, monitor
+from dim.critics import Dot
+from dim.estimators import infonce
+from dim.monitor import above, readings
+from dim.negatives import Sampled
 from dim.objective import Scores
 
 
@@ -26,13 +29,13 @@ def test_every_number_by_loops():
     one = scores()
     pos, neg = (t.tolist() for t in one)
     flat_pos, flat_neg = ([t for row in rows for t in row] for rows in (pos, neg))
-    infonce = fmean(
+    expected_infonce = fmean(
         p - math.log(math.exp(p) + sum(map(math.exp, others))) + math.log(8)
         for mine, others in zip(pos, neg, strict=True)
         for p in mine
     )
     expected = {
-        "read/infonce_nats": infonce,
+        "read/infonce_nats": expected_infonce,
         "read/infonce_ceiling": math.log(8),
         "read/infonce_saturated": 0.0,
         "read/dv_nats": fmean(flat_pos) - math.log(fmean(map(math.exp, flat_neg))),
@@ -50,15 +53,15 @@ def test_every_number_by_loops():
             (n > p) + (n == p) / 2 for mine, others in zip(pos, neg, strict=True) for p in mine for n in others
         ),
     }
-    found = {key: value.item() for key, value in monitor([one], log_ratio=True).items()}
+    found = {key: value.item() for key, value in readings([one], log_ratio=True).items()}
     assert found == pytest.approx(expected, rel=1e-12)
-    without = monitor([one], log_ratio=False)
+    without = readings([one], log_ratio=False)
     assert expected.keys() - without.keys() == {"read/nwj_nats", "read/smile_nats"}
 
 
 def test_two_views_are_averaged():
     one, two = scores(seed=0), scores(seed=9)
-    both, first, second = (monitor(some, True) for some in ([one, two], [one], [two]))
+    both, first, second = (readings(some, True) for some in ([one, two], [one], [two]))
     for key, value in both.items():
         assert value.item() == pytest.approx((first[key].item() + second[key].item()) / 2)
 
@@ -68,7 +71,7 @@ def test_saturation_begins_within_5_percent_of_the_ceiling(share, saturated):
     """InfoNCE of constant scores p against 0 is log((K + 1) / (1 + K e^-p)): p is chosen for the share."""
     k = 15
     p = -math.log(((k + 1) ** (1 - share) - 1) / k)
-    found = monitor([Scores(torch.full((4, 2), p).double(), torch.zeros(4, k).double())], False)
+    found = readings([Scores(torch.full((4, 2), p).double(), torch.zeros(4, k).double())], False)
     assert found["read/infonce_nats"].item() == pytest.approx(share * math.log(k + 1))
     assert found["read/infonce_saturated"].item() == saturated
 
@@ -118,6 +121,18 @@ def test_a_symmetric_term_is_watched_in_its_first_direction(tmp_path):
     assert train.main(tiny(tmp_path / "run", "--objective.local.symmetric", "true", "--views.number", "2")) == 0
     row = rows(tmp_path / "run")[-1]
     assert row["local/read/infonce_ceiling"] == pytest.approx(math.log(1 + row["local/negatives_per_anchor"]), rel=1e-5)
+
+
+def test_so_is_one_of_a_single_location():
+    """Where both directions have as many positives: the global term, three negatives sampled of seven."""
+    torch.manual_seed(0)
+    term = objective.Term(Dot(4, 5, 6, norm="none"), infonce, Sampled(3), symmetric=True)
+    made = objective.Objective(glob=term, alpha=1.0)
+    at = objective.Embedded(torch.randn(8, 4), None, term.embed(torch.randn(8, 4), torch.randn(8, 5, 1)))
+    (kept,) = made.losses(at, torch.arange(8), keep_scores=True).scores["global"]
+    assert kept.neg.shape == (8, 3)
+    assert not kept.pos.requires_grad
+    assert not kept.neg.requires_grad
 
 
 def test_what_no_number_holds_is_none(tmp_path):

@@ -5,7 +5,7 @@ import math
 import statistics
 
 import pytest
-from conftest import tiny
+from conftest import ROOT, tiny
 from scipy.stats import ttest_1samp
 
 import evaluate
@@ -64,7 +64,7 @@ def test_the_axis_is_k_or_the_number_with_most_values():
     assert axis_of({"seed": [0, 1, 2], "objective.local.temperature": [0.1, 1.0], ESTIMATOR: ["jsd", "dv"]}).endswith(
         "temperature"
     )
-    with pytest.raises(UserError, match="needs an axis of numbers, and this one varies"):
+    with pytest.raises(UserError, match="needs an axis of numbers beside the seed, and its runs differ in"):
         axis_of({"seed": [0, 1], "objective.local.symmetric": [False, True]})
 
 
@@ -75,7 +75,8 @@ def test_lines_are_named_by_what_is_neither_axis_nor_seed():
 
 
 def test_panels_keep_units_apart_and_lines_look_the_same_everywhere():
-    found = panels(table(POINTS, K), K, truth=2.0)
+    points = [one._replace(truth=2.0) for one in POINTS]
+    found = panels(table(points, K), K, "K")
     assert [panel.title for panel in found] == ["y accuracy", "bound, jsd", "bound, nats"]
     accuracy, in_jsd, in_nats = found
     look = {curve.label.split()[0]: curve.look for curve in accuracy.curves}
@@ -106,6 +107,54 @@ grid:
 """
 
 
+def test_two_truths_are_no_line_and_an_axis_with_0_is_not_logarithmic():
+    two = [point("dv", k, 0, 1.0)._replace(truth=truth) for k, truth in ((1, 2.0), (8, 6.0))]
+    assert panels(table(two, K), K, "K")[-1].levels == []
+    zero = [point("dv", k, 0, 1.0) for k in (0, 8)]
+    assert not panels(table(zero, K), K, "K")[0].log_x
+
+
+def test_the_first_line_is_the_same_whichever_seeds_are_missing():
+    """axes_of puts the seed first among the settings; jsd's first seed is not there."""
+    some = [point("dv", 8, 0, 41.0), point("infonce", 8, 0, 60.0), point("jsd", 8, 1, 57.0), point("infonce", 8, 1, 61.0)]
+    rows = table([one._replace(setting={"seed": one.setting["seed"]} | one.setting) for one in some], K)
+    assert [row["line"] for row in rows] == ["jsd", "dv", "infonce"]
+    assert "minus" not in rows[1]["y accuracy"]
+    assert rows[2]["y accuracy"]["minus"]["mean"] == 4.0  # seed 1 against seed 1, not the first against the first
+
+
+def test_the_caption_says_how_many_seeds_a_point_has():
+    config = train.read([], ROOT / "configs" / "digits.yaml")[0]
+    rows = table(POINTS, K)
+    _, (about, points) = negatives.words(rows, K, {K: [1, 8], ESTIMATOR: ["jsd"], "seed": [0, 1]}, config, "protocol", 7)
+    assert "mean over 1 to 2 seeds" in points
+    assert "A = 128 anchors" in points
+    assert about.startswith("7 runs of 30 epochs on digits. protocol.")
+
+
+def test_the_term_that_is_there_is_the_one_shown(tmp_path):
+    (tmp_path / "summary.json").write_text('{"last": {"global/bound_jsd": 0.5, "global/ceiling_jsd": 1.4}}')
+    words = ["--objective.local.weight", "0", "--objective.glob.weight", "1", "--objective.glob.estimator", "jsd"]
+    path = tmp_path / "c.yaml"
+    path.write_text("")
+    config = train.read(["--config", str(path), *words], path)[0]
+    report = {"linear": {"rows": {"trained y": {"all": {"accuracy": 0.25, "validation_accuracy": 0.5}}}}}
+    found = negatives.point(tmp_path, config, ["seed"], report)
+    assert found.values == {"y accuracy": 25.0, "y validation accuracy": 50.0, "bound": 0.5}
+    assert (found.unit, found.ceiling) == ("jsd", 1.4)
+
+
+def test_what_cannot_be_drawn_is_refused_before_anything_is_measured(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(evaluate, "evaluate", lambda *args: pytest.fail("measured"))
+    for name, words in (("a", ["--seed", "0"]), ("b", ["--seed", "1"])):
+        assert train.main(tiny(tmp_path / "grid" / name, *words)) == 0
+    assert evaluate.main([str(tmp_path / "grid")]) == 2
+    assert "needs an axis of numbers beside the seed, and its runs differ in seed" in capsys.readouterr().err
+    (tmp_path / "grid" / "b" / "config.yaml").write_text("data: {name: gaussian}\ntrain: {steps: 3}\n")
+    assert evaluate.main([str(tmp_path / "grid")]) == 2
+    assert "holds runs on Gaussians and on images" in capsys.readouterr().err
+
+
 def test_a_grid_on_images_from_its_folder_to_its_picture(tmp_path, capsys):
     path = tmp_path / "some.yaml"
     path.write_text(GRID)
@@ -118,7 +167,7 @@ def test_a_grid_on_images_from_its_folder_to_its_picture(tmp_path, capsys):
     assert content["axis"] == K
     assert content["anchors"] == 419
     assert [(row["line"], row[K]) for row in content["rows"]] == [("jsd", 2), ("jsd", 20), ("infonce", 2), ("infonce", 20)]
-    for run in grid.runs_of(folder):
+    for run in grid.runs_of(folder)[0]:
         report = json.loads((run / "report.json").read_text())["linear"]
         assert set(report["labels"]) == {"all", "10", "5", "1"}
         assert not any("conv" in name for name in report["rows"])
@@ -139,7 +188,7 @@ def test_a_grid_on_images_from_its_folder_to_its_picture(tmp_path, capsys):
     ]:
         assert evaluate.main([str(folder), *words]) == 2
         assert complaint in capsys.readouterr().err
-    assert evaluate.main([str(folder), str(grid.runs_of(folder)[0])]) == 2
+    assert evaluate.main([str(folder), str(grid.runs_of(folder)[0][0])]) == 2
     assert "is a grid and other folders are none" in capsys.readouterr().err
 
 
@@ -147,6 +196,6 @@ def test_unfinished_runs_are_left_out_and_a_run_is_no_grid(tmp_path):
     assert train.main(tiny(tmp_path / "grid" / "k-2")) == 0
     (tmp_path / "grid" / "k-3").mkdir()
     (tmp_path / "grid" / "k-3" / "config.yaml").write_text("seed: 1\n")
-    assert grid.runs_of(tmp_path / "grid") == [tmp_path / "grid" / "k-2"]
-    assert grid.runs_of(tmp_path / "grid" / "k-2") == []
-    assert grid.runs_of(tmp_path / "nothing") == []
+    assert grid.runs_of(tmp_path / "grid") == ([tmp_path / "grid" / "k-2"], [tmp_path / "grid" / "k-3"])
+    assert grid.runs_of(tmp_path / "grid" / "k-2") == ([], [])
+    assert grid.runs_of(tmp_path / "nothing") == ([], [])

@@ -58,6 +58,12 @@ def test_gaussians_point_by_point(project, tmp_path, capsys):
     assert len(list(place.iterdir())) == 8
     assert all(path.read_bytes() == content for path, content in before.items())  # not done again
     assert not list((tmp_path / "runs" / "negatives_gaussian").iterdir())
+    for path in place.iterdir():
+        content = json.loads(path.read_text())
+        held_out = content["summary"]["held_out"]
+        fresh = "read out by infonce with 4,096 fresh negatives"
+        assert content["values"] == {"bound": held_out["bound"][0], fresh: held_out["infonce_4096_nats"][0]}
+        assert content["truth"] == 2
     rows = json.loads((tmp_path / "results" / "negatives_gaussian.json").read_text())["rows"]
     assert [(row["line"], row["objective.local.k"], row["bound"]["seeds"]) for row in rows] == [
         (name, k, 2) for name in ("jsd", "infonce") for k in (2, 20)

@@ -6,7 +6,7 @@ from statistics import fmean
 import pytest
 import torch
 
-from dim.critics import Concat, Dot
+from dim.critics import Concat, Cosine, Dot
 from dim.encoders import Encoder, Encoding
 from dim.estimators import ESTIMATORS
 from dim.negatives import All, Sampled, Shifted
@@ -327,6 +327,25 @@ def test_losses_are_at_least_float32(codes_type, loss_type):
 # ---- a critic of limited slope, for wasserstein
 
 
+def other(i, roll):
+    """The roll-th place among the other images, counted on from an image's own."""
+    return [j for j in range(N) if j != i][(i + roll - 1) % (N - 1)]
+
+
+def test_partners_of_a_slope_are_other_images_of_a_larger_pool_too():
+    """Seven entries before four anchors: an image never meets itself."""
+    term = Term(made(CRITICS["dot"]), ESTIMATORS["wasserstein"], All(), lipschitz=10.0)
+    seen = []
+    term.critic.score = lambda a, b: seen.append(b.detach()) or (a * b).sum(-1)
+    b = torch.arange(7, dtype=torch.float64)[:, None, None].expand(7, 1, 6).contiguous()
+    for step in range(30):
+        term.slope(Pair(torch.ones(N, 6).double(), b), IMAGE, SEED, step)
+    mixed = torch.stack(seen)[:, :, 0, 0]
+    own = torch.arange(N).double()
+    assert ((mixed - own).abs() > 1e-9).all()
+    assert mixed.max() > N  # entries behind the batch are partners too
+
+
 @pytest.mark.parametrize("views", [1, 2])
 def test_the_slope_of_a_dot_critic_by_its_closed_form(views):
     """T = s <a, b> has the gradient s (b, a): its norm at the mixed points, by a loop over anchors and locations."""
@@ -335,22 +354,22 @@ def test_the_slope_of_a_dot_critic_by_its_closed_form(views):
     a, b = (torch.randn(views * N, *shape, dtype=torch.float64) * 2 for shape in ((6,), (L, 6)))
     expected = []
     for mine, maps in [(a, b)] if views == 1 else [(a[:N], b[N:]), (a[N:], b[:N])]:
-        roll = int(torch.randint(1, N, (), generator=generator(SEED, "partners", STEP)))
+        roll = 1 + int(torch.randint(N - 1, (), generator=generator(SEED, "partners", STEP)))
         share = torch.rand(N, L, 1, generator=generator(SEED, "slopes", STEP)).double()
         for i in range(N):
             for place in range(L):
-                point = share[i, place] * maps[i, place] + (1 - share[i, place]) * maps[(i - roll) % N, place]
+                point = share[i, place] * maps[i, place] + (1 - share[i, place]) * maps[other(i, roll), place]
                 norm = 0.5 * (mine[i].square().sum() + point.square().sum()).sqrt().item()
                 expected.append(max(0.0, norm - 1) ** 2)
     assert fmean(expected) > 0
-    assert term.slope(Pair(a, b), SEED, STEP, views).item() == pytest.approx(fmean(expected), abs=1e-12)
+    assert term.slope(Pair(a, b), IMAGE, SEED, STEP, views).item() == pytest.approx(fmean(expected), abs=1e-12)
 
 
 def test_a_gentle_critic_has_no_slope_penalty_and_no_gradient_of_it():
     term = Term(made(CRITICS["dot"]), ESTIMATORS["wasserstein"], All(), lipschitz=10.0)
     a, b = (1e-2 * torch.randn(*shape, dtype=torch.float64) for shape in ((N, 6), (N, L, 6)))
     a.requires_grad_()
-    slope = term.slope(Pair(a, b), SEED, STEP)
+    slope = term.slope(Pair(a, b), IMAGE, SEED, STEP)
     assert slope.item() == 0
     (gradient,) = torch.autograd.grad(slope, a)
     assert (gradient == 0).all()
@@ -367,7 +386,7 @@ def test_the_slope_is_added_with_its_weight_and_reaches_encoder_and_critic(make)
     objective = Objective(local=term, beta=0.5)
     pair = term.embed(y, m)
     losses = objective.losses(Embedded(y, pair, None), IMAGE, SEED, STEP)
-    slope = term.slope(pair, SEED, STEP)
+    slope = term.slope(pair, IMAGE, SEED, STEP)
     expected = -0.5 * term(y, m, IMAGE, SEED, STEP) + 0.5 * 3.0 * slope
     torch.testing.assert_close(losses.encoder, expected)
     torch.testing.assert_close(losses.parts["local_slope"], slope)
@@ -391,7 +410,7 @@ def test_training_by_the_penalty_brings_the_slope_down():
             optimizer.zero_grad()
             losses.encoder.backward()
             optimizer.step()
-        found[weight] = losses.parts["local"].item(), term.slope(term.embed(y, m), SEED, 0).sqrt().item()
+        found[weight] = losses.parts["local"].item(), term.slope(term.embed(y, m), image, SEED, 0).sqrt().item()
     assert found[0.0][1] > 5
     assert found[10.0][1] < 0.3
     assert 0.05 < found[10.0][0] < found[0.0][0]
@@ -400,9 +419,15 @@ def test_training_by_the_penalty_brings_the_slope_down():
 def test_weights_are_clipped_after_a_step_and_only_the_critics():
     term = Term(made(CRITICS["dot"]), ESTIMATORS["wasserstein"], All(), weight_clip=0.01)
     before = [p.clone() for p in term.critic.parameters()]
-    Objective(local=term).constrain()
+    Objective(glob=term, alpha=1.0).constrain()
     for one, now in zip(before, term.critic.parameters(), strict=True):
         assert torch.equal(now, one.clamp(-0.01, 0.01))
+    local = Term(made(CRITICS["dot"]), ESTIMATORS["wasserstein"], All(), weight_clip=0.01)
+    Objective(local=local).constrain()
+    assert all(w.abs().max() <= 0.01 for w in local.critic.parameters())
+    warm = Term(Cosine(Y_WIDTH, MAP_WIDTH, 6, 0.1), ESTIMATORS["wasserstein"], All(), weight_clip=0.01)
+    warm.constrain()
+    assert warm.critic.factor().item() == pytest.approx(10)  # a temperature is no weight
     free = Term(made(CRITICS["dot"]), ESTIMATORS["wasserstein"], All())
     Objective(local=free).constrain()
     assert all(torch.equal(p, q) for p, q in zip(before, free.critic.parameters(), strict=True))

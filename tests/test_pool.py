@@ -1,5 +1,8 @@
 """Pools: whose rows stand before an anchor, and that a queue is the list of the last rows."""
 
+import json
+import math
+
 import pytest
 import torch
 from conftest import tiny
@@ -155,9 +158,33 @@ def test_a_run_with_a_queue_resumes_to_the_bit(tmp_path, monkeypatch):
             assert torch.equal(value, two[part][key]), key
 
 
-def test_k_is_the_same_from_the_first_step_on_and_ages_are_logged(tmp_path):
-    import json
+def test_both_terms_remember_and_two_views_give_one_row_for_each_image(tmp_path):
+    """Queues of two sizes, two views: filled from the start, ages and counts of each as its size says."""
+    glob = ["--objective.glob.weight", "1", "--objective.glob.units", "8", "--objective.glob.queue", "128"]
+    words = ["--objective.local.queue", "64", "--train.batch_size", "32", "--views.number", "2", "--run.log_every", "1"]
+    assert train.main(tiny(tmp_path / "run", *words, *glob, "--train.steps", "3")) == 0
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (row["local/queue_age_steps"], row["global/queue_age_steps"]) == (1.5, 2.5)
+    assert row["global/negatives_per_anchor"] == 32 + 128 - 2
+    assert row["global/ceiling_nats"] == pytest.approx(math.log(159), rel=1e-5)
+    assert row["global/read/infonce_ceiling"] == pytest.approx(math.log(159), rel=1e-5)
+    state = checkpoint.load(tmp_path / "run" / "checkpoint.pt")["objective"]
+    for name, size in (("local", 64), ("glob", 128)):
+        steps, counts = state[f"{name}.pool.born"].unique(return_counts=True)
+        assert steps.tolist() == list(range(3 - size // 32, 3))  # from before the first step on
+        assert set(counts.tolist()) == {32}
+        assert state[f"{name}.pool.rows"].abs().sum((1, 2)).min() > 0
 
+
+def test_a_queue_may_be_an_epoch_less_one_batch(tmp_path, capsys):
+    """1,257 images in batches of 32: 39 steps, 1,248 images."""
+    words = ["--train.batch_size", "32", "--train.steps", "1"]
+    assert train.main(tiny(tmp_path / "most", *words, "--objective.local.queue", "1216")) == 0
+    assert train.main(tiny(tmp_path / "more", *words, "--objective.local.queue", "1248")) == 2
+    assert "it must hold less than an epoch, which has 1,248 images" in capsys.readouterr().err
+
+
+def test_k_is_the_same_from_the_first_step_on_and_ages_are_logged(tmp_path):
     assert train.main(tiny(tmp_path / "run", *WORDS, "--run.log_every", "1")) == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert {row["local/queue_age_steps"] for row in rows} == {1.5}  # as the next step finds them: 64 / 32 steps, ages 1 and 2

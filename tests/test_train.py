@@ -484,10 +484,11 @@ def test_wasserstein_trains_under_its_limit(tmp_path, words):
     assert "local/bound_wasserstein" in row
 
 
-def test_steps_replace_epochs(tmp_path):
-    assert train.main(tiny(tmp_path / "run", "--train.steps", "5")) == 2  # epochs have no effect then
+def test_steps_replace_epochs(tmp_path, capsys):
     words = tiny(tmp_path / "run", "--train.steps", "5")
-    del words[(place := words.index("--train.epochs")) : place + 2]
+    assert train.main([*words, "--train.epochs", "2"]) == 2
+    assert "--train.epochs would have no effect: it needs train.steps 0" in capsys.readouterr().err
     assert train.main(words) == 0
+    assert "5 steps of 419 images, Adam" in capsys.readouterr().out
     state = checkpoint.load(tmp_path / "run" / "checkpoint.pt")
     assert (state["step"], state["steps"]) == (5, 5)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from dim import checkpoint
 from dim.config import Config, UserError, flat
+from dim.config import Term as TermConfig
 from dim.estimators import ESTIMATORS
 from dim.figures import drawing
 from dim.figures.drawing import Curve, Level, Lines, number
@@ -21,26 +22,34 @@ BOUND, FRESH = "bound", "read out by infonce with 4,096 fresh negatives"
 
 
 class Point(NamedTuple):
-    """A finished run: where it lies in the grid, and its values by name. unit, ceiling: of BOUND."""
+    """A finished run: where it lies in the grid, and its values by name. unit, ceiling: of BOUND; truth: nats, where it is
+    known."""
 
     setting: dict[str, Any]
     values: dict[str, float]
     unit: str
     ceiling: float | None
+    truth: float | None = None
+
+
+def term_of(config: Config) -> tuple[str, TermConfig]:
+    """The term that a picture is about, by its name in the log: the local one where there is one."""
+    return ("local", config.objective.local) if config.objective.local.weight else ("global", config.objective.glob)
 
 
 def point(folder: Path, config: Config, axes: Sequence[str], report: dict | None) -> Point:
     """A run as a point. report: its report.json as `evaluate.py` returns it; None for Gaussians, whose run kept its values."""
-    c = config.objective.local
+    name, c = term_of(config)
     values: dict[str, float] = {}
-    estimator = ESTIMATORS[c.estimator]
+    unit = ESTIMATORS[c.estimator].unit
+    truth = config.data.information if config.data.name == "gaussian" else None
     try:
         summary = json.loads((folder / "summary.json").read_bytes())
         last = summary["last"]
         if report is None:
             held_out = summary["held_out"]
             values = {BOUND: held_out["bound"][0], FRESH: held_out["infonce_4096_nats"][0]}
-            values = {name: value for name, value in values.items() if value is not None}
+            values = {key: value for key, value in values.items() if value is not None}
         else:
             for row, cells in report["linear"]["rows"].items():
                 kind, _, layer = row.partition(" ")
@@ -48,27 +57,29 @@ def point(folder: Path, config: Config, axes: Sequence[str], report: dict | None
                     values[f"{layer} accuracy"] = 100 * cells["all"]["accuracy"]
                     if "validation_accuracy" in cells["all"]:  # a knob that is fixed is chosen by none
                         values[f"{layer} validation accuracy"] = 100 * cells["all"]["validation_accuracy"]
-            values[BOUND] = last[f"local/bound_{estimator.unit}"]
-        ceiling = last[f"local/ceiling_{estimator.unit}"]
+            values[BOUND] = last[f"{name}/bound_{unit}"]
+        ceiling = last[f"{name}/ceiling_{unit}"]
     except (OSError, ValueError, LookupError, TypeError):
         raise UserError(f"{folder}/summary.json is damaged or of an unfinished run: train the grid again") from None
     settings = flat(config)
-    return Point({key: settings[key] for key in axes}, values, estimator.unit, ceiling)
+    return Point({key: settings[key] for key in axes}, values, unit, ceiling, truth)
 
 
 def axis_of(axes: Mapping[str, Sequence[Any]]) -> str:
-    """The key that the picture runs along: K where it varies, else the number with the most values, the seed apart."""
-    numbers = [k for k, v in axes.items() if k != "seed" and not any(isinstance(x, (str, bool)) for x in v)]
+    """The key that the picture runs along: K where it varies, the local term's first, else the number with the most values,
+    the seed apart. UserError where there is none."""
+    numbers = [k for k, v in axes.items() if k != "seed" and all(type(x) in (int, float) for x in v)]
     if not numbers:
-        raise UserError(f"a picture of a grid needs an axis of numbers, and this one varies {', '.join(axes) or 'nothing'}")
-    by_k = [key for key in numbers if key.endswith(".k")]
+        varied = ", ".join(axes) or "nothing"
+        raise UserError(f"a picture of a grid needs an axis of numbers beside the seed, and its runs differ in {varied}")
+    by_k = [key for key in ("objective.local.k", "objective.glob.k") if key in numbers]
     return (by_k or sorted(numbers, key=lambda key: -len(axes[key])))[0]
 
 
 def table(points: Sequence[Point], axis: str) -> list[dict]:
-    """One row for each setting: {"line", axis, "unit", "ceiling", value name: {"mean", "interval": half of the 95 % one or
-    None, "seeds", "each": by seed, "minus": {"mean", "interval"} of the differences to the first line at the same place, seed
-    by seed}}; bounds of different units have no difference.
+    """One row for each setting: {"line", axis, "unit", "ceiling", "truth", name of a value: {"mean", "interval": half of the
+    95 % one or None, "seeds", "each": by seed, "minus": {"mean", "interval"} of the differences to the first line at the same
+    place, seed by seed}}; bounds of different units have no difference.
     """
     cells: dict[tuple[str, Any], list[Point]] = {}
     for one in sorted(points, key=rank):
@@ -76,7 +87,8 @@ def table(points: Sequence[Point], axis: str) -> list[dict]:
     first = next(iter(cells))[0]
     rows = []
     for (line, place), members in cells.items():
-        row: dict[str, Any] = {"line": line, axis: place, "unit": members[0].unit, "ceiling": members[0].ceiling}
+        row: dict[str, Any] = {"line": line, axis: place}
+        row |= {"unit": members[0].unit, "ceiling": members[0].ceiling, "truth": members[0].truth}
         rival = {one.setting.get("seed"): one for one in cells.get((first, place), [])}
         for name in dict.fromkeys(name for one in members for name in one.values):
             each = {one.setting.get("seed"): one.values[name] for one in members if name in one.values}
@@ -90,9 +102,9 @@ def table(points: Sequence[Point], axis: str) -> list[dict]:
 
 
 def rank(one: Point) -> list:
-    """Points in order: estimators as the table of estimators has them, numbers by size."""
-    names = list(ESTIMATORS)
-    return [(names.index(v), "") if v in names else (0, v) if isinstance(v, str) else (v, "") for v in one.setting.values()]
+    """Points in order, whatever their seed: estimators as the table of estimators has them, numbers by size."""
+    names, values = list(ESTIMATORS), [value for key, value in one.setting.items() if key != "seed"]
+    return [(names.index(v), "") if v in names else (v, "") if isinstance(v, (int, float)) else (0, str(v)) for v in values]
 
 
 def line_of(setting: dict[str, Any], axis: str) -> str:
@@ -117,43 +129,47 @@ def interval(values: Sequence[float]) -> dict:
 def draw(path: Path, points: Sequence[Point], axes: Mapping[str, Sequence[Any]], config: Config, protocol: str) -> list[Path]:
     """A PNG file at a path and its numbers as JSON beside it. config: of any of the points; protocol: of the accuracies."""
     drawing.needed()
-    axis, truth = axis_of(axes), config.data.information if config.data.name == "gaussian" else None
+    axis = axis_of(axes)
     rows = table(points, axis)
-    steps = f"{config.train.steps:,} steps" if config.train.steps else f"{config.train.epochs} epochs"
-    data = f"{config.data.dimensions} pairs of correlated Gaussians" if truth is not None else config.data.name
-    what = (
-        f"Values on fresh draws; the truth is {truth:g} nats."
-        if truth is not None
-        else f"{protocol}; bounds of training batches."
-    )
-    about = f"{len(points)} runs of {steps} on {data}. {what}"
-    content = {"axis": axis, "anchors": config.train.batch_size, "about": about, "truth_nats": truth, "rows": rows}
-    checkpoint.save_json(path.with_suffix(".json"), content)
-    title, caption = words(rows, axis, config.train.batch_size, axes, about)
-    return [drawing.save(path, title, panels(rows, axis, truth), caption), path.with_suffix(".json")]
+    title, caption = words(rows, axis, axes, config, protocol, len(points))
+    anchors = None if "train.batch_size" in axes else config.train.batch_size
+    checkpoint.save_json(path.with_suffix(".json"), {"axis": axis, "anchors": anchors, "about": caption, "rows": rows})
+    return [drawing.save(path, title, panels(rows, axis, along(axis, config)), caption), path.with_suffix(".json")]
 
 
-def panels(rows: Sequence[dict], axis: str, truth: float | None = None) -> list[Lines]:
+def along(axis: str, config: Config) -> str:
+    """What the axis is called."""
+    group, _, name = axis.rpartition(".")
+    if name != "k":
+        return name.replace("_", " ")
+    kind = (config.objective.local if group.endswith("local") else config.objective.glob).negatives
+    return "K, negatives of each anchor" if kind == "sampled" else "k, shifts of the batch"
+
+
+def panels(rows: Sequence[dict], axis: str, label: str) -> list[Lines]:
     """A panel for each value: accuracies in per cent, then bounds of one unit each with their ceiling, and where it is known
-    the truth, nats."""
-    along = "K, negatives of each anchor (log scale)" if axis.endswith(".k") else axis.rsplit(".", 1)[-1].replace("_", " ")
+    and the same for all the truth, nats."""
     names = [name for name in values_of(rows) if "validation" not in name]
     looks = {line: i for i, line in enumerate(dict.fromkeys(row["line"] for row in rows))}
+    log = min(row[axis] for row in rows) > 0
+    truths = {row["truth"] for row in rows}
+    truth = truths.pop() if len(truths) == 1 else None
     found = []
     for name in names:
         for unit in dict.fromkeys(row["unit"] for row in rows) if name == BOUND else [""]:
             chosen = [row for row in rows if name in row and (name != BOUND or row["unit"] == unit)]
             curves = [curve(chosen, line, axis, name, looks[line]) for line in dict.fromkeys(row["line"] for row in chosen)]
-            levels = [] if truth is None or (name == BOUND and unit != "nats") else [Level(f"the truth, {truth:g} nats", truth)]
+            in_nats = unit == "nats" or name == FRESH
+            levels = [Level(f"the truth, {truth:g} nats", truth)] if truth is not None and in_nats else []
             if name == BOUND:
-                curves += ceilings(chosen, axis)
                 tops = {row["ceiling"] for row in chosen} - {None}
-                if len(tops) == 1 and len({row[axis] for row in chosen}) > 1:
-                    curves = [c for c in curves if not c.grey]
-                    levels += [Level(f"ceiling {number(tops.pop())}", max(row["ceiling"] for row in chosen if row["ceiling"]))]
+                if len(tops) == 1:
+                    levels += [Level(f"ceiling {number(top)}", top) for top in tops]
+                else:
+                    curves += ceilings(chosen, axis)
             title = f"{name}, {unit}" if name == BOUND else name
-            what = {"": "test accuracy, %", "nats": "nats"}.get(unit, unit) if "accuracy" in name or unit else "nats"
-            found.append(Lines(title, along, what, curves, levels, log_x=True))
+            what = "test accuracy, %" if "accuracy" in name else "nats" if in_nats else unit
+            found.append(Lines(title, label + " (log scale)" * log, what, curves, levels, log_x=log))
     return found
 
 
@@ -167,7 +183,7 @@ def curve(rows: Sequence[dict], line: str, axis: str, name: str, look: int) -> C
     """The means of a line with their intervals, labelled with its last mean."""
     mine = sorted((row for row in rows if row["line"] == line), key=lambda row: row[axis])
     means = [row[name]["mean"] for row in mine]
-    spread = [row[name]["interval"] or 0.0 for row in mine]
+    spread = [row[name]["interval"] or 0.0 for row in mine]  # a single run has no bar
     return Curve(f"{line} {number(means[-1])}", [row[axis] for row in mine], means, spread, look=look)
 
 
@@ -184,21 +200,24 @@ def ceilings(rows: Sequence[dict], axis: str) -> list[Curve]:
 
 
 def words(
-    rows: Sequence[dict], axis: str, anchors: int, axes: Mapping[str, Sequence[Any]], about: str
+    rows: Sequence[dict], axis: str, axes: Mapping[str, Sequence[Any]], config: Config, protocol: str, runs: int
 ) -> tuple[str, list[str]]:
     """Title and caption."""
-    seeds = max(cell["seeds"] for row in rows for cell in row.values() if isinstance(cell, dict))
-    by_k = axis.endswith(".k")
+    counts = {cell["seeds"] for row in rows for cell in row.values() if isinstance(cell, dict)}
+    by_k, a = axis.endswith(".k"), config.train.batch_size
+    steps = f"{config.train.steps:,} steps" if config.train.steps else f"{config.train.epochs} epochs"
+    if config.data.name == "gaussian":
+        on, what = f"{config.data.dimensions} pairs of correlated Gaussians", "Values on fresh draws."
+    else:
+        on, what = config.data.name, f"{protocol}. Bounds are those of training batches."
     title = "Estimators against the number of negatives" if by_k else f"A grid over {axis.rsplit('.', 1)[-1].replace('_', ' ')}"
-    counts = (
-        f"K negatives stand against each anchor; a batch of {anchors} anchors has {anchors} K in all, which is what dv's one "
-        "logarithm runs over."
-        if by_k
-        else ""
-    )
-    spread = f"Points: mean over {seeds} seeds, bars: 95 % interval of the mean (Student's t)." if seeds > 1 else "One seed."
-    varied = ", ".join(key for key in axes if key not in (axis, "seed"))
-    return title, [about, f"{spread} Lines: {varied or 'one setting'}. {counts}"]
+    few, many = min(counts), max(counts)
+    seeds = "One seed." if many == 1 else f"Points: mean over {few if few == many else f'{few} to {many}'} seeds, bars: 95 % "
+    seeds += "interval of the mean (Student's t), none where there is one seed." if many > 1 else ""
+    varied = [key for key in axes if key not in (axis, "seed")]
+    lines = f"Lines: {', '.join(varied)}." if varied else ""
+    k = f"K negatives stand against each of A = {a} anchors, A K pairs in all, which dv's one logarithm runs over." * by_k
+    return title, [f"{runs} runs of {steps} on {on}. {what}", f"{seeds} {lines} {k}".strip()]
 
 
 def markdown(rows: Sequence[dict], axis: str) -> str:
