@@ -93,6 +93,7 @@ def test_an_estimator_can_be_added_as_it_says(tmp_path):
         "tests/test_estimators.py": [
             ("LOOPS = {", LOOP + "LOOPS = {"),
             ('    "jsd": jsd_loop,', '    "least_squares": least_squares_loop,\n    "jsd": jsd_loop,'),
+            ("CONSTANT = {", 'CONSTANT = {"least_squares": lambda c: 2 * c - 2 * c**2,'),
             ("PERFECT = {", 'PERFECT = {"least_squares": (2e4 - 2e8, False),'),
             ("REVERSED = {", 'REVERSED = {"least_squares": -2e4 - 2e8,'),
             ('name == "chi2"', 'name in ("chi2", "least_squares")'),

@@ -18,7 +18,7 @@ def small(monkeypatch, tmp_path):
     runs = {"a": ("one", words), "b": ("other", f"{words} --objective.local.estimator jsd")}
     monkeypatch.setattr(table4, "CIFAR10", runs)
     monkeypatch.setattr(table4, "RUNS", tuple(runs))
-    monkeypatch.setattr(table4, "STAGES", {"clean": "--probes svm --layers y", "decoder": "--probes mlp --layers y"})
+    monkeypatch.setattr(table4, "STAGES", {"clean": "--probes linear --layers y", "decoder": "--probes knn --layers y"})
     monkeypatch.setattr(table4, "PLACE", tmp_path / "table4")
     return tmp_path
 
@@ -26,14 +26,14 @@ def small(monkeypatch, tmp_path):
 def test_stages_are_copied_and_go_on_where_a_run_is_gone(small):
     table4.measure(["clean"], [], small / "runs")
     before = json.loads((small / "table4" / "a.json").read_text())
-    assert list(before) == ["run", "svm"]
+    assert list(before) == ["run", "linear"]
     shutil.rmtree(small / "runs" / "a")
     table4.measure(["clean", "decoder"], [], small / "runs")
     for name in ("a", "b"):
         after = json.loads((small / "table4" / f"{name}.json").read_text())
-        assert list(after) == ["run", "svm", "mlp"]
+        assert list(after) == ["run", "linear", "knn"]
     after = json.loads((small / "table4" / "a.json").read_text())
-    assert after["svm"] == before["svm"]  # with its seconds: not measured again
+    assert after["linear"] == before["linear"]  # with its seconds: not measured again
     stages = [json.loads(line) for line in (small / "table4" / "stages.jsonl").read_text().splitlines()]
     assert [row["stage"] for row in stages] == ["clean", "clean", "decoder"]
     assert all(row["cpu_seconds"] > 0 for row in stages)
