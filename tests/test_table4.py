@@ -23,6 +23,7 @@ def small(monkeypatch, tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_stages_are_copied_and_go_on_where_a_run_is_gone(small):
     table4.measure(["clean"], [], small / "runs")
     before = json.loads((small / "table4" / "a.json").read_text())
