@@ -19,7 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from dim.config import Config, UserError, flat
-from dim.reading import check_folder, read, settings_of, typed, words_of
+from dim.reading import ELSEWHERE, check_folder, read, settings_of, typed, words_of
 
 SCRIPT = Path(__file__).resolve().parent.parent / "train.py"
 
@@ -82,11 +82,13 @@ def runs_of(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def axes_of(configs: Sequence[Config]) -> dict[str, list]:
-    """The keys in which configurations differ, with their values in order: {"objective.local.k": [1, 64], ..}."""
+    """The keys in which configurations differ, with their values in order: {"objective.local.k": [1, 64], ..}; where a run
+    happened is none of them."""
     each = [flat(config) for config in configs]
-    found = {key: sorted({values[key] for values in each}, key=lambda value: (str(type(value)), value)) for key in each[0]
-             if not key.startswith(("run.", "data.root"))}  # fmt: skip
-    return {key: values for key, values in found.items() if len(values) > 1}
+    found = {key: {values[key] for values in each} for key in each[0] if not key.startswith(ELSEWHERE)}
+    return {
+        key: sorted(values, key=lambda value: (str(type(value)), value)) for key, values in found.items() if len(values) > 1
+    }
 
 
 def run(words: dict[Path, list[str]], jobs: int) -> int:

@@ -202,16 +202,8 @@ def test_values_that_are_not_finite_are_said_to_be(tmp_path, capsys, monkeypatch
     ],
 )
 def test_what_gaussians_do_not_have_is_refused(tmp_path, capsys, words, said):
-    given = [
-        "--objective.local.estimator",
-        "jsd",
-        "--objective.local.k",
-        "4",
-        "--seed",
-        "0",
-        "--run.dir",
-        str(tmp_path / "run"),
-    ]
+    given = ["--objective.local.estimator", "jsd", "--objective.local.k", "4"]
+    given += ["--seed", "0", "--run.dir", str(tmp_path / "run")]
     extra = ["--data.information", "3"] if words[0] == "--data.name" else []
     assert train.main(["--config", str(CONFIG), *given, *words, *extra]) == 2
     assert said in capsys.readouterr().err

@@ -129,6 +129,8 @@ def test_the_caption_says_how_many_seeds_a_point_has():
     _, (about, points) = negatives.words(rows, K, {K: [1, 8], ESTIMATOR: ["jsd"], "seed": [0, 1]}, config, "protocol", 7)
     assert "mean over 1 to 2 seeds" in points
     assert "A = 128 anchors" in points
+    _, (_, varied) = negatives.words(rows, K, {K: [1, 8], "train.batch_size": [8, 32]}, config, "protocol", 7)
+    assert "each of A anchors, the batch, A K" in varied
     assert about.startswith("7 runs of 30 epochs on digits. protocol.")
 
 
@@ -190,6 +192,12 @@ def test_a_grid_on_images_from_its_folder_to_its_picture(tmp_path, capsys):
         assert complaint in capsys.readouterr().err
     assert evaluate.main([str(folder), str(grid.runs_of(folder)[0][0])]) == 2
     assert "is a grid and other folders are none" in capsys.readouterr().err
+
+
+def test_where_a_run_happened_is_no_axis():
+    config = train.read([], ROOT / "configs" / "digits.yaml")[0]
+    elsewhere = train.read(["--device", "cpu", "--data.root", "there", "--seed", "3"], ROOT / "configs" / "digits.yaml")[0]
+    assert grid.axes_of([config, elsewhere]) == {"seed": [0, 3]}
 
 
 def test_unfinished_runs_are_left_out_and_a_run_is_no_grid(tmp_path):

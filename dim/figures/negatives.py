@@ -204,10 +204,11 @@ def words(
 ) -> tuple[str, list[str]]:
     """Title and caption."""
     counts = {cell["seeds"] for row in rows for cell in row.values() if isinstance(cell, dict)}
-    by_k, a = axis.endswith(".k"), config.train.batch_size
+    by_k = axis.endswith(".k")
     steps = f"{config.train.steps:,} steps" if config.train.steps else f"{config.train.epochs} epochs"
     if config.data.name == "gaussian":
-        on, what = f"{config.data.dimensions} pairs of correlated Gaussians", "Values on fresh draws."
+        on = f"{config.data.dimensions} pairs of correlated Gaussians"
+        what = "Values on fresh draws; one pool of max(A, K + 1) vectors stands before all anchors."
     else:
         on, what = config.data.name, f"{protocol}. Bounds are those of training batches."
     title = "Estimators against the number of negatives" if by_k else f"A grid over {axis.rsplit('.', 1)[-1].replace('_', ' ')}"
@@ -216,7 +217,8 @@ def words(
     seeds += "interval of the mean (Student's t), none where there is one seed." if many > 1 else ""
     varied = [key for key in axes if key not in (axis, "seed")]
     lines = f"Lines: {', '.join(varied)}." if varied else ""
-    k = f"K negatives stand against each of A = {a} anchors, A K pairs in all, which dv's one logarithm runs over." * by_k
+    anchors = "A anchors, the batch" if "train.batch_size" in axes else f"A = {config.train.batch_size} anchors"
+    k = f"K negatives stand against each of {anchors}, A K pairs in all, which dv's one logarithm runs over." * by_k
     return title, [f"{runs} runs of {steps} on {on}. {what}", f"{seeds} {lines} {k}".strip()]
 
 
