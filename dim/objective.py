@@ -96,8 +96,8 @@ class Term(nn.Module):
         for a, b in crossed(pair, views):
             pool = self.pool(b, image)
             others = len(pool.b) - pool.out.shape[1]
-            places = (pool.own + int(torch.randint(others, (), generator=generator(seed, "partners", step)))) % others
-            mine, other = (pool.b.index_select(0, at) for at in (pool.own, skipping(places[:, None], pool.out)[:, 0]))
+            nth = (pool.own + int(torch.randint(others, (), generator=generator(seed, "partners", step)))) % others
+            mine, other = (pool.b.index_select(0, at) for at in (pool.own, skipping(nth[:, None], pool.out)[:, 0]))
             draws = generator(seed, "slopes", step, device=b.device)
             share = torch.rand(*mine.shape[:2], 1, generator=draws, device=b.device).to(b.dtype)
             # expanded: each location has a gradient of its own
