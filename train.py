@@ -4,7 +4,6 @@ Without --config the embedded default, configs/digits.yaml. The same command con
 """
 
 import math
-import os
 import signal
 import sys
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from dim import build, checkpoint, gaussian, grid, metrics, monitor, randomness, tracking
+from dim import build, checkpoint, gaussian, grid, machine, metrics, monitor, randomness, tracking
 from dim.average import Average
 from dim.chunks import embedded_in_chunks
 from dim.config import Config, UserError
@@ -33,7 +32,7 @@ HERE = Path(__file__).resolve().parent
 def train(config: Config, data: Dataset, folder: Path, dry_run: bool = False) -> None:
     """One run, from its first step or from its last checkpoint to the end."""
     # what is trained
-    device = choose_device(config)
+    device = machine.device(config)
     encoder = build.encoder(config, data.shape)
     objective, terms = build.objective(config, encoder, data.shape)
     encoder, objective = encoder.to(device).to(memory_format=torch.channels_last), objective.to(device)
@@ -197,19 +196,6 @@ def train(config: Config, data: Dataset, folder: Path, dry_run: bool = False) ->
     print(f"{folder}: {steps} steps done. {whats_next(folder, data)}")
 
 
-def choose_device(config: Config) -> torch.device:
-    """The configured device; UserError where this machine lacks it."""
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    name = config.device if config.device != "auto" else "cuda" if available["cuda"] else "cpu"
-    if not available[name]:
-        have = ", ".join(key for key, there in available.items() if there)
-        raise UserError(f"device {name} is not available to this torch; available: {have}, or auto")
-    if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
-        torch.use_deterministic_algorithms(True)
-    return torch.device(name)
-
-
 def whats_next(folder: Path, data: Dataset) -> str:
     """What can be done with a trained run: its probes, or where there are no labels its features."""
     if data.classes:
@@ -265,11 +251,12 @@ def warn(message: str) -> None:
 
 def main(argv: list[str]) -> int:
     try:
-        torch.set_flush_denormal(True)  # tiny softmax gradients would run at half speed
+        machine.tune_process()
         flags, default = {"dry-run": "print shapes, sizes and negatives, then stop"}, HERE / "configs" / "digits.yaml"
         if axes := open_axes(argv, default, flags):
             return grid.train(argv, default, flags, axes)
         config, chosen = read(argv, default, flags)
+        config = machine.settled(config)
         folder = Path(config.run.dir or Path("runs") / chosen.config.stem)
         if not chosen.dry_run:
             check_folder(config, folder)

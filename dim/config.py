@@ -163,7 +163,9 @@ class Train:
 class Config:
     seed: int = option(0, "seed of weights, order, views, negatives and prior samples", at_least=0)
     device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "where to train; auto: cuda where there is one, else cpu")
-    precision: Literal["float32", "bf16", "float64"] = option("float32", "arithmetic; bf16: autocast, scores in float32")
+    precision: Literal["auto", "float32", "bf16", "float64"] = option(
+        "auto", "arithmetic; bf16: autocast, scores in float32; auto: bf16 where the hardware has it, else float32"
+    )
     deterministic: bool = option(False, "same seed, same bits on a GPU too (slower); a CPU always does")
     norm: Literal["batch", "layer", "none"] = option("batch", "normalisation in encoder and heads; the paper: batch")
     run: Run = Run()
@@ -256,7 +258,7 @@ def check(config: Config) -> None:
                 )
         if not c.steps:
             raise UserError("data.name gaussian has no epochs: give train.steps")
-        if config.precision != "float32":
+        if config.precision not in ("auto", "float32"):
             raise UserError(f"precision is {config.precision}, but data.name gaussian computes in float32")
         if o.local.negatives == "shifted":
             raise UserError("objective.local.negatives is shifted, but data.name gaussian has no maps: choose sampled or all")

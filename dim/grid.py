@@ -19,6 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from dim.config import Config, UserError, flat
+from dim.machine import settled
 from dim.reading import ELSEWHERE, check_folder, read, settings_of, typed, words_of
 
 SCRIPT = Path(__file__).resolve().parent.parent / "train.py"
@@ -42,7 +43,7 @@ def train(argv: list[str], default: Path, flags: dict[str, str], axes: dict[str,
         folder = base / name(point)
         words[folder] = ["--config", str(chosen.config), *texts(asked | point | {"run.dir": str(folder)})]
         try:
-            check_folder(read(words[folder], default, flags)[0], folder)
+            check_folder(settled(read(words[folder], default, flags)[0]), folder)
         except UserError as error:
             raise UserError(f"{folder.name}: {error}") from None
     todo = [folder for folder in words if not finished(folder)]

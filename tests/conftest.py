@@ -30,6 +30,7 @@ TINY = {  # three steps on the digits
     "--objective.local.k": "2",
     "--run.log_every": "1",
     "--run.probe_every": "0",
+    "--precision": "float32",  # whatever this machine has
 }
 
 
@@ -51,7 +52,7 @@ def one_thread():
     """One thread: the same bits on any machine, and no quarrel between parallel tests."""
     torch.set_num_threads(1)
     yield
-    torch.set_flush_denormal(False)  # train.main sets it for its process
+    torch.set_flush_denormal(False)  # a script's main sets it for its process
 
 
 @pytest.fixture
