@@ -1,4 +1,4 @@
-"""The machine: which device computes, in which precision, and how a process of the command line uses its processor and memory."""
+"""The machine: which device computes, in which precision, how a process of the command line uses processor and memory."""
 
 import ctypes
 import dataclasses
