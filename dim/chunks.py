@@ -6,7 +6,7 @@ arXiv 2101.06983), for one more forward pass of the encoder. The cut is at what 
 statistics a chunk is the group that is normalised ("ghost" statistics); without them nothing differs but rounding.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -40,11 +40,11 @@ def embedded_in_chunks(
         for place in places
     ]
 
-    def whole(tensors: list[Tensor]) -> Tensor:
-        return torch.cat(tensors).index_select(0, order)
+    def whole(tensors: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(tensors)).index_select(0, order)
 
-    def pair(pairs: list[Pair | None]) -> Pair | None:
-        return None if pairs[0] is None else Pair(*map(whole, map(list, zip(*pairs, strict=True))))
+    def pair(pairs: Sequence[Pair | None]) -> Pair | None:
+        return None if pairs[0] is None else Pair(*map(whole, zip(*pairs, strict=True)))
 
     y, local, glob = zip(*parts, strict=True)
     return Embedded(whole(y), pair(local), pair(glob))

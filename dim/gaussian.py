@@ -66,7 +66,8 @@ def train(config: Config, folder: Path, dry_run: bool = False) -> None:
         return
     prepare(config, folder)
     optimizer, schedule = build.optimizer(config, list(term.parameters())), build.schedule(config)
-    log, guard, sums = metrics.JsonLines(folder / "metrics.jsonl"), Guard(torch.device("cpu")), {}
+    log, guard = metrics.JsonLines(folder / "metrics.jsonl"), Guard(torch.device("cpu"))
+    sums: dict[str, torch.Tensor] = {}
     image, clock = torch.arange(anchors), time.perf_counter()
     for step in tqdm(range(c.steps), disable=None, unit="step", dynamic_ncols=True):
         x, z = pairs(anchors, pool, d, rho, config.seed, "pairs", step)

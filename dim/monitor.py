@@ -17,7 +17,7 @@ def log_row(scores: dict[str, list[Scores]], terms: list) -> dict[str, float | N
     None: beyond the numbers of the scores' precision, as nwj is in float32 where a negative scores 89. terms:
     `dim.build.TermFacts`.
     """
-    row = {}
+    row: dict[str, float | None] = {}
     for t in terms:
         if kept := scores.get(t.name):
             found = readings(kept, t.log_ratio)

@@ -83,7 +83,7 @@ class Term(nn.Module):
 
     def estimate(self, scores: list[Scores]) -> Tensor:
         """The mean of the estimator over what `scores` gave, a scalar; larger is better."""
-        return sum(self.estimator(*one) for one in scores) / len(scores)
+        return torch.stack([self.estimator(*one) for one in scores]).mean()
 
     def slope(self, pair: Pair, image: Tensor, seed: int, step: int, views: int = 1) -> Tensor:
         """How far the critic is from slope 1: mean of max(0, |gradient of the score| - 1)^2, a scalar, 0 where it is Lipschitz.
@@ -104,7 +104,7 @@ class Term(nn.Module):
             at = torch.broadcast_tensors(a[:, None], share * mine + (1 - share) * other)
             at = [x if x.requires_grad else x.detach().requires_grad_() for x in at]
             gradients = torch.autograd.grad(self.critic.score(*at).sum(), at, create_graph=True)
-            norm = sum(raised(g).square().sum(-1) for g in gradients)
+            norm = torch.stack([raised(g).square().sum(-1) for g in gradients]).sum(0)
             # the square root's slope is infinite at 0, and below 1 it is not asked for
             total = total + (norm.clamp_min(1).sqrt() - 1).square().mean()
         return total / views

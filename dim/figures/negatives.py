@@ -72,7 +72,7 @@ def axis_of(axes: Mapping[str, Sequence[Any]]) -> str:
     if not numbers:
         varied = ", ".join(axes) or "nothing"
         raise UserError(f"a picture of a grid needs an axis of numbers beside the seed, and its runs differ in {varied}")
-    by_k = [key for key in ("objective.local.k", "objective.glob.k") if key in numbers]
+    by_k: list[str] = [key for key in ("objective.local.k", "objective.glob.k") if key in numbers]
     return (by_k or sorted(numbers, key=lambda key: -len(axes[key])))[0]
 
 
