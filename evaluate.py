@@ -30,7 +30,7 @@ from dim.reading import command_line, nearest, one_line, refuse, saved, typed
 
 def evaluate(folder: Path, chosen: argparse.Namespace, config: Config, known: dict) -> dict:
     """Everything asked of the run in a folder; its report. known: rows of runs before it, shared where the same."""
-    state = checkpoint.load(folder / "checkpoint.pt")
+    state = checkpoint.load(folder, lambda text: print(f"warning: {text}", file=sys.stderr))
     if chosen.export is not None:
         encoder = trained_encoder(config, state["data"]["shape"], state, chosen.weights, folder)
         save = export.save_onnx if chosen.export.suffix == ".onnx" else export.save_encoder

@@ -90,7 +90,7 @@ def measure(folder: Path, root: str | None, wanted: list[str], results: Path, st
     if root is not None:
         config = built(flat(config) | {"data.root": root})
     data = build.dataset(config).with_labels()
-    state = checkpoint.load(folder / "checkpoint.pt")
+    state = checkpoint.load(folder)
     facts = {"run": folder.name, "steps": state["step"], "data": data.name, "seed": config.seed, "encoder": config.encoder.name}
     facts |= {"weights_sha256": report.digest(state["encoder"]), "data_sha256": data.fingerprint}
     short = {"steps": steps} if steps else {}

@@ -19,6 +19,7 @@ from dim.evals.knn import KNN
 from dim.evals.linear import LINEAR
 from dim.evals.mlp import MLP
 from dim.evals.svm import SVM
+from dim.model import Model
 from dim.negatives import NEGATIVES
 from dim.objective import Objective, Term
 from dim.pool import Pool, Queue, batch_pool
@@ -165,6 +166,13 @@ def views(config: Config, data: Dataset) -> Chain:
 def schedule(config: Config):
     """The configured learning-rate factor, a function of (step, steps)."""
     return warmed(SCHEDULES[config.train.schedule], config.train.warmup)
+
+
+def model(config: Config, shape: tuple[int, int, int]) -> tuple[Model, list[TermFacts]]:
+    """Encoder and objective for images of a shape as one module, and the facts of its terms."""
+    made = encoder(config, shape)
+    found, facts = objective(config, made, shape)
+    return Model(made, found, config.views.number, config.train.chunk, config.precision == "bf16", config.seed), facts
 
 
 def optimizer(config: Config, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

@@ -1,9 +1,18 @@
-"""Checkpoints: everything needed to continue a run, in one file that is never half written."""
+"""Checkpoints: everything needed to continue a run, in files that are never half written nor read when damaged.
 
+A file is torch's archive of tensors, numbers and text, and behind it, as the archive's comment, the SHA-256 of all before it:
+torch.load accepts most flipped bits without a word. The newest state of a run is checkpoint.pt, the one before it
+checkpoint.before.pt.
+"""
+
+import fcntl
+import hashlib
+import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -11,6 +20,15 @@ from typing import BinaryIO
 import torch
 
 from dim.config import UserError
+
+NEWEST, BEFORE = "checkpoint.pt", "checkpoint.before.pt"
+FORMAT = 1
+KEYS = {  # what every run saves, and of which kind
+    **dict.fromkeys(("encoder", "objective", "optimizer", "sums", "data", "versions", "config"), dict),
+    **dict.fromkeys(("format", "step", "steps", "log_length"), int),
+}
+DIGITS = 64  # of a SHA-256 in hexadecimal
+NO_COMMENT, COMMENT = (0).to_bytes(2, "little"), DIGITS.to_bytes(2, "little")  # a zip file ends with the length of its comment
 
 
 @contextmanager
@@ -23,25 +41,105 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
+        sync(path.parent)
     except BaseException:
         if aside.is_file():
             aside.unlink()
         raise
 
 
-KEYS = {"encoder", "objective", "optimizer", "step", "steps", "sums", "log_length", "data"}  # what every run saves
+def sync(folder: Path) -> None:
+    """Bring the names in a folder to the disk, so that a rename outlasts a loss of power."""
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(place)
+    finally:
+        os.close(place)
 
 
-def save(path: Path, state: dict) -> None:
-    """Write the state of a run."""
-    with replacing(path) as file:
-        torch.save(state, file)
+def sealed(state: dict) -> bytes:
+    """The content of a checkpoint's file."""
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **state}, buffer)
+    archive = buffer.getvalue()
+    return archive[: -len(NO_COMMENT)] + COMMENT + hashlib.sha256(archive).hexdigest().encode()
+
+
+def opened(content: bytes) -> dict:
+    """The state in a checkpoint's file; ValueError where it is not what `sealed` made. No code in it is run."""
+    end = len(content) - DIGITS
+    archive = content[: max(0, end - len(COMMENT))] + NO_COMMENT
+    if content[end - len(COMMENT) : end] != COMMENT or hashlib.sha256(archive).hexdigest().encode() != content[end:]:
+        raise ValueError("its checksum differs")
+    with zipfile.ZipFile(io.BytesIO(archive)) as entries:  # a file made to harm may bear the right checksum
+        sizes = [entry.file_size for entry in entries.infolist() if entry.file_size == entry.compress_size]
+        if len(sizes) < len(entries.infolist()) or sum(sizes) > len(archive):
+            raise ValueError("its entries claim more than they hold")
+    state = torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)
+    if not isinstance(state, dict) or not isinstance(state.get("format"), int):
+        raise ValueError("it holds something else than a run")
+    if state["format"] != FORMAT:
+        raise ValueError(f"it has format {state['format']}, and this dim reads format {FORMAT}")
+    if wrong := [key for key, kind in KEYS.items() if not isinstance(state.get(key), kind)]:
+        raise ValueError(f"it lacks {', '.join(wrong)}")
+    return state
+
+
+def save(folder: Path, state: dict) -> None:
+    """Write the state of a run; the newest so far becomes the one before. At every moment one of both is whole."""
+    content = sealed(state)
+    try:
+        with replacing(folder / NEWEST) as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            if (folder / NEWEST).exists():
+                os.replace(folder / NEWEST, folder / BEFORE)
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}, saving {len(content):,} bytes as {folder / NEWEST}") from None
+
+
+def load(folder: Path, warn: Callable[[str], None] | None = None) -> dict:
+    """The newest whole state of the run in a folder, on the CPU; UserError where there is none.
+
+    Where the newest is damaged and the one before is not: the latter, and one line to `warn` that says so.
+    """
+    complaints = []
+    for path in (folder / NEWEST, folder / BEFORE):
+        try:
+            state = opened(path.read_bytes())
+        except FileNotFoundError:
+            continue
+        except Exception as error:  # torch and zipfile raise many kinds for a damaged file
+            complaints.append(f"{path} is damaged or no checkpoint: {' '.join(str(error).split())[:80]}")
+            continue
+        if complaints and warn is not None:
+            warn(f"{complaints[0]}; {path.name} is whole, of step {state['step']:,}, and is taken in its place")
+        return state
+    if complaints:
+        raise UserError(f"{complaints[0]}; move it away to train anew")
+    raise UserError(f"no checkpoint {folder / NEWEST}: train the run first")
+
+
+def exists(folder: Path) -> bool:
+    """Whether a run in a folder has saved anything."""
+    return (folder / NEWEST).exists() or (folder / BEFORE).exists()
+
+
+def set_aside_damaged(folder: Path) -> None:
+    """Rename the newest file where it is damaged, so that the next save does not put it in the place of the whole one."""
+    try:
+        opened((folder / NEWEST).read_bytes())
+    except FileNotFoundError:
+        return
+    except Exception:  # as in load
+        os.replace(folder / NEWEST, folder / "checkpoint.damaged.pt")
 
 
 def keep(folder: Path, place: Path) -> None:
     """Copy a run as it is now to another folder, which is then a run of its own; the checkpoint comes last."""
     place.mkdir(exist_ok=True)
-    for name in ("config.yaml", "metrics.jsonl", "checkpoint.pt"):
+    for name in ("config.yaml", "metrics.jsonl", NEWEST):
         with open(folder / name, "rb") as source, replacing(place / name) as copy:
             shutil.copyfileobj(source, copy)
 
@@ -52,15 +150,24 @@ def save_json(path: Path, content: dict) -> None:
         file.write(json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
 
 
-def load(path: Path) -> dict:
-    """The state in a checkpoint, on the CPU: tensors, numbers and text only, no code is run. UserError if unreadable."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(state, dict) or not state.keys() >= KEYS:
-            raise ValueError("it holds something else than a run")
-        return state
-    except FileNotFoundError:
-        raise UserError(f"no checkpoint {path}: train the run first") from None
-    except Exception as error:  # torch raises many kinds for a damaged file
-        reason = " ".join(str(error).split())[:80]
-        raise UserError(f"{path} is damaged or no checkpoint: {reason}; move it away to train anew") from None
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Inside, no other process may train in the folder; UserError where one does. However it ends, it is free."""
+    path = folder / "lock"
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not path.exists() or not os.path.samestat(
+                os.fstat(file.fileno()), path.stat()
+            ):  # its owner ended, and unlinked it, in between
+                raise BlockingIOError
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(f"{folder} is being trained by {file.read().strip() or 'another process'}: wait for it") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)

@@ -156,6 +156,11 @@ class Train:
     clip: float = option(0.0, "largest norm of the gradient of encoder and critics together; 0: no limit", at_least=0)
     warmup: int = option(0, "steps over which all learning rates rise from 0", at_least=0)
     schedule: Literal["constant", "cosine"] = option("constant", "learning rates after the warm-up: constant, or cosine to 0")
+    skip_bad: int = option(
+        0,
+        "steps to leave out, their loss or gradient being not finite, before the run ends; 0: it ends at once",
+        at_least=0,
+    )
     average: float = option(0.0, "decay a step of an average of the encoder's weights, for evaluation; 0: none", at_least=0)
 
 

@@ -5,7 +5,6 @@ or streamed and whatever the number of workers.
 """
 
 import os
-import signal
 import stat
 import sys
 import warnings
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dim import signals
 from dim.config import Data, UserError, require
 from dim.data import Dataset, Images, Split, stratified
 from dim.randomness import generator
@@ -247,6 +247,7 @@ class Streamed:
                 num_workers=max(0, workers),
                 collate_fn=stacked,
                 worker_init_fn=leave_signals_to_the_parent,
+                generator=torch.Generator(),  # else each epoch would draw from the global state
             )
             batches = iter(loader)
         try:
@@ -277,5 +278,5 @@ def stacked(items: list[tuple[Tensor, str]]) -> tuple[Tensor, dict[int, str]]:
 
 
 def leave_signals_to_the_parent(worker: int) -> None:
-    """Ctrl-C reaches all processes of a terminal; the parent decides."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ctrl-C reaches all processes of a terminal, SIGTERM all of a job; the parent decides."""
+    signals.left_to_the_parent()

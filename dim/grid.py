@@ -18,6 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from dim import signals
 from dim.config import Config, UserError, flat
 from dim.machine import settled
 from dim.reading import ELSEWHERE, check_folder, read, settings_of, typed, words_of
@@ -115,6 +116,7 @@ def run(words: dict[Path, list[str]], jobs: int) -> int:
     failed = {}
     with (
         ThreadPoolExecutor(jobs) as pool,
+        signals.raised(),
         tqdm(total=len(words), desc="grid", unit="run", disable=None, dynamic_ncols=True, position=0) as bar,
     ):
         try:
@@ -122,11 +124,12 @@ def run(words: dict[Path, list[str]], jobs: int) -> int:
                 bar.update()
                 if code:
                     failed[folder] = code
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, signals.StopRequest) as stop:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in live:
                 process.send_signal(signal.SIGINT)
-            raise KeyboardInterrupt("stopped, the runs under way saved; the same command continues there") from None
+            code = getattr(stop, "code", 130)
+            raise signals.StopRequest("stopped, the runs under way saved; the same command continues there", code) from None
     for folder, code in failed.items():
         print(f"failed     {folder}, exit code {code}; alone: python train.py {shlex.join(words[folder])}", file=sys.stderr)
     print(f"{len(words) - len(failed)} of {len(words)} runs done" + f", {len(failed)} failed" * bool(failed))

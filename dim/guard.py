@@ -1,41 +1,54 @@
-"""A guard against non-finite numbers: from the first bad loss or gradient on, no update is made.
+"""A guard against non-finite numbers: a step with a bad loss or gradient makes no update.
 
 The decision stays on the device: the flag goes into the fused optimizer, so nothing waits for it in a step.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class DivergedError(RuntimeError):
     """Training met a number that is not finite. Exit code 3."""
 
 
-class Guard:
-    """Remembers the first step at which a watched value was not finite, and which."""
+class Guard(nn.Module):
+    """Counts the steps at which a watched value was not finite; remembers the first of them, and which value.
 
-    def __init__(self, device: torch.device):
-        self.bad = torch.zeros((), device=device)  # 1 from the first bad step on
-        self.step = torch.full((), -1, device=device)
-        self.flags = torch.zeros(0)  # which values were bad at that step
+    allowed: how many may be left out; from one more on no update is made at all.
+    """
+
+    bad: Tensor
+    left_out: Tensor
+    step: Tensor
+
+    def __init__(self, device: torch.device, allowed: int = 0):
+        super().__init__()
+        self.allowed = allowed
+        self.bad = torch.zeros((), dtype=torch.bool, device=device)  # this step makes no update
+        self.flags = torch.zeros(0)  # which values were bad at the first bad step
         self.names: list[str] = []
+        self.register_buffer("left_out", torch.zeros((), dtype=torch.long, device=device))
+        self.register_buffer("step", torch.full((), -1, dtype=torch.long, device=device))  # the first bad one
 
     def watch(self, step: int, values: dict[str, Tensor]) -> None:
         """Look at the values of a step, scalars on the device."""
         flags = torch.stack([~torch.isfinite(value.detach()) for value in values.values()])
-        first = flags.any() & (self.bad == 0)
+        now = flags.any()
+        first = now & (self.step < 0)
         self.names = list(values)
         self.flags = flags if not self.flags.numel() else torch.where(first, flags, self.flags)
-        self.step = torch.where(first, step, self.step)
-        self.bad = torch.maximum(self.bad, first.to(self.bad.dtype))
+        self.step.copy_(torch.where(first, step, self.step))
+        self.left_out.add_(now)
+        self.bad = now | (self.left_out > self.allowed)
 
     def withhold(self, optimizer: torch.optim.Optimizer) -> None:
         """Make the optimizer's next step one that changes nothing if anything was bad: what GradScaler does, without scale."""
-        optimizer.found_inf, optimizer.grad_scale = self.bad, None  # type: ignore[attr-defined]
+        optimizer.found_inf, optimizer.grad_scale = self.bad.float(), None  # type: ignore[attr-defined]
 
     def verdict(self) -> str | None:
-        """None, or where training went wrong; reads from the device."""
-        if not self.bad.item():
+        """None, or where training first went wrong, if more often than allowed; reads from the device."""
+        if self.left_out.item() <= self.allowed:
             return None
         bad = [name for name, flag in zip(self.names, self.flags.tolist(), strict=True) if flag]
-        return f"step {int(self.step)}: {', '.join(bad)} not finite"
+        which = ", ".join(bad) or "a loss or gradient"  # of a step before the run was continued
+        return f"step {int(self.step)}: {which} not finite"

@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -12,7 +13,10 @@ from dim.estimators import raised
 
 
 class JsonLines:
-    """A file of one JSON object a line; its length in bytes goes into the checkpoint, and a resumed run cuts back to it."""
+    """A file of one JSON object a line; its length in bytes goes into the checkpoint, and a resumed run cuts back to it.
+
+    A line that the disk does not take waits for the next one, so a disk that is full for a while costs no line.
+    """
 
     def __init__(self, path: Path, length: int = 0):
         self.path = path
@@ -22,19 +26,25 @@ class JsonLines:
                     f"{path} is shorter than the checkpoint beside it says: put it back, or train in another folder"
                 )
             file.truncate(length)
-
-    @property
-    def length(self) -> int:
-        """Bytes written so far."""
-        return self.path.stat().st_size
+        self.length, self.waiting = length, b""  # bytes
 
     def write(self, row: dict) -> None:
         """One row; floats keep six significant digits."""
         rounded = {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in row.items()}
-        with open(self.path, "ab") as file:
-            file.write(json.dumps(rounded, allow_nan=False).encode() + b"\n")
+        self.waiting += json.dumps(rounded, allow_nan=False).encode() + b"\n"
+        with suppress(OSError):  # flush tells of it, before a save counts on it
+            self.flush()
+
+    def flush(self) -> int:
+        """Bring every row to the disk; its length then. OSError where it cannot be, and the file ends with a whole line."""
+        with open(self.path, "r+b") as file:
+            file.truncate(self.length)  # what a failed attempt left
+            file.seek(self.length)
+            file.write(self.waiting)
             file.flush()
             os.fsync(file.fileno())
+        self.length, self.waiting = self.length + len(self.waiting), b""
+        return self.length
 
     def rows(self) -> list[dict]:
         """All rows so far, those of earlier processes too."""

@@ -118,10 +118,11 @@ class Term(nn.Module):
                 if weight.ndim:
                     weight.clamp_(-self.weight_clip, self.weight_clip)
 
-    def remember(self, pair: Pair, image: Tensor, step: int, views: int = 1) -> None:
-        """Give the maps of this step to the queue, those of the first view: the other's show the same images."""
+    def remember(self, pair: Pair, image: Tensor, step: int, views: int = 1, unless: Tensor | None = None) -> None:
+        """Give the maps of this step to the queue, those of the first view: the other's show the same images. unless: a flag
+        on the device; where it is set the queue stays as it is."""
         if isinstance(self.pool, Queue):
-            self.pool.push(pair.b.chunk(views)[0], image, step)
+            self.pool.push(pair.b.chunk(views)[0], image, step, unless)
 
 
 def crossed(pair: Pair, views: int) -> list[Pair]:
@@ -219,10 +220,10 @@ class Objective(nn.Module):
             if term is not None:
                 term.constrain()
 
-    def remember(self, at: Embedded, image: Tensor, step: int, views: int = 1) -> None:
+    def remember(self, at: Embedded, image: Tensor, step: int, views: int = 1, unless: Tensor | None = None) -> None:
         """After a step: what `Term.remember` says."""
         for _, term, _, pair in self.terms(at):
-            term.remember(pair, image, step, views)
+            term.remember(pair, image, step, views, unless)
 
     def ages(self, step: int) -> dict[str, float]:
         """Mean age of the rows in each queue, in steps: {"local/queue_age_steps": 12.5}; reads the device."""

@@ -56,13 +56,17 @@ class Queue(nn.Module):
         return Pool(torch.cat([b, self.rows.to(b.dtype)]), own, torch.stack([own, len(b) + copy], 1))
 
     @torch.no_grad()
-    def push(self, b: Tensor, image: Tensor, step: int) -> None:
-        """b [N, L, U], image [N] in the place of the oldest; N divides the size."""
+    def push(self, b: Tensor, image: Tensor, step: int, unless: Tensor | None = None) -> None:
+        """b [N, L, U], image [N] in the place of the oldest; N divides the size. unless: as in `Term.remember`."""
         places = self.next + torch.arange(len(image), device=b.device)
-        self.rows.index_copy_(0, places, raised(b).to(self.rows.dtype))
-        self.image.index_copy_(0, places, image)
-        self.born.index_fill_(0, places, step)
-        self.next.add_(len(image)).remainder_(len(self.rows))
+        new = {"rows": raised(b).to(self.rows.dtype), "image": image, "born": torch.full_like(image, step)}
+        for name, values in new.items():
+            kept = getattr(self, name)
+            if unless is not None:
+                values = torch.where(unless, kept.index_select(0, places), values)
+            kept.index_copy_(0, places, values)
+        moved = len(image) if unless is None else len(image) * ~unless
+        self.next.add_(moved).remainder_(len(self.rows))
 
     def age(self, step: int) -> Tensor:
         """Mean age of the rows at a step, in steps, a scalar on the device."""

@@ -212,7 +212,7 @@ def test_a_run_embeds_a_chunk_at_a_time_and_copies_no_queue(tmp_path, monkeypatc
     words += ["--train.epochs", "1", "--run.log_every", "100"]
     assert train.main(tiny(tmp_path / "run", *words)) == 0
     assert set(sizes[1:]) - {1, 2} == {40}  # the first are those of shapes
-    state = checkpoint.load(tmp_path / "run" / "checkpoint.pt")
+    state = checkpoint.load(tmp_path / "run")
     normalised = [key for key in [*state["encoder"], *state["objective"]] if "running" in key or "tracked" in key]
     assert set(kept) == {len(normalised)}
 
@@ -229,7 +229,7 @@ def test_a_run_in_chunks_is_the_run_at_once(tmp_path):
     words = ["--norm", "layer", "--precision", "float64", "--train.batch_size", "200", "--objective.prior.weight", "0.1"]
     for name, chunk in (("whole", "0"), ("chunks", "50")):
         assert train.main(tiny(tmp_path / name, *words, "--train.chunk", chunk)) == 0
-    whole, chunks = (checkpoint.load(tmp_path / name / "checkpoint.pt")["encoder"] for name in ("whole", "chunks"))
+    whole, chunks = (checkpoint.load(tmp_path / name)["encoder"] for name in ("whole", "chunks"))
     for key, value in whole.items():
         torch.testing.assert_close(chunks[key], value, rtol=1e-7, atol=1e-9)
     assert rows(tmp_path / "whole")[-1]["loss"] == pytest.approx(rows(tmp_path / "chunks")[-1]["loss"], rel=1e-6)

@@ -13,7 +13,7 @@ from conftest import ROOT, tiny
 
 import evaluate
 import train
-from dim import build
+from dim import build, checkpoint
 from dim.evals import mlp, protocol, sections
 from dim.evals.features import features, set_statistics
 from dim.reading import saved
@@ -193,7 +193,7 @@ def test_a_closed_pipe_ends_it_quietly_and_loses_nothing(trained, tmp_path):
 
 
 def test_the_random_encoder_is_the_trained_one_before_its_first_step(trained):
-    config, state = saved(trained), torch.load(trained / "checkpoint.pt", weights_only=True)
+    config, state = saved(trained), checkpoint.load(trained)
     data = build.dataset(config)
     encoder = evaluate.trained_encoder(config, data.shape, state, "last", trained)
     rows = {
@@ -313,9 +313,9 @@ def test_fine_tuned_runs_are_compared_by_their_number_of_labels(trained, tmp_pat
 
 def damaged(folder, change):
     """The checkpoint of a run with its state changed."""
-    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    state = checkpoint.load(folder)
     change(state["encoder"])
-    torch.save(state, folder / "checkpoint.pt")
+    (folder / "checkpoint.pt").write_bytes(checkpoint.sealed(state))
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def own(run, weights="encoder"):
     config = saved(run)
     data = build.dataset(config)
     encoder = build.encoder(config, data.shape)
-    state = checkpoint.load(run / "checkpoint.pt")
+    state = checkpoint.load(run)
     if weights == "average":
         inner = {k.removeprefix("module."): v for k, v in state["average"].items() if k.startswith("module.")}
         encoder.load_state_dict(inner)

@@ -95,7 +95,7 @@ def test_points_of_adaptation_have_their_classes_and_a_classifier_for_each_seed(
 
 
 def test_points_of_fine_tuning_have_the_encoder_of_their_name(handed, run):
-    config, state = saved(run), checkpoint.load(run / "checkpoint.pt")
+    config, state = saved(run), checkpoint.load(run)
     (trained, *_), (random, *_) = handed("finetune", "finetune_trained_10_none_seed0", "finetune_random_10_none_seed0")
     assert same(trained.state_dict(), state["encoder"])
     assert same(random.state_dict(), build.encoder(config, build.dataset(config).shape).state_dict())
@@ -113,7 +113,7 @@ def test_each_column_of_adaptation_is_what_its_head_says(tmp_path):
 
 
 def test_the_random_encoder_is_the_runs_before_training(run):
-    config, state = saved(run), checkpoint.load(run / "checkpoint.pt")
+    config, state = saved(run), checkpoint.load(run)
     data = build.dataset(config)
     random, trained = few_labels.first_encoder(config, data, None), few_labels.first_encoder(config, data, state)
     expected = build.encoder(config, data.shape).state_dict()

@@ -64,7 +64,7 @@ def rich(tmp_path_factory):
 def parts(folder):
     """What evaluate.py gives a figure, and the rows of the log."""
     config, rows = saved(folder), [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return config, build.dataset(config), checkpoint.load(folder / "checkpoint.pt"), rows
+    return config, build.dataset(config), checkpoint.load(folder), rows
 
 
 def levels(panel):

@@ -149,9 +149,9 @@ def test_a_run_with_a_queue_resumes_to_the_bit(tmp_path, monkeypatch):
     monkeypatch.setattr(objective.Objective, "remember", remember)
     assert train.main(tiny(parts, *WORDS, "--run.save_every", "3")) == 130
     monkeypatch.undo()
-    assert checkpoint.load(parts / "checkpoint.pt")["step"] == 6
+    assert checkpoint.load(parts)["step"] == 6
     assert train.main(tiny(parts, *WORDS, "--run.save_every", "3")) == 0
-    one, two = (checkpoint.load(folder / "checkpoint.pt") for folder in (whole, parts))
+    one, two = (checkpoint.load(folder) for folder in (whole, parts))
     assert one["objective"].keys() == two["objective"].keys() >= {"local.pool.rows", "local.pool.next"}
     for part in ("encoder", "objective"):
         for key, value in one[part].items():
@@ -168,7 +168,7 @@ def test_both_terms_remember_and_two_views_give_one_row_for_each_image(tmp_path)
     assert row["global/negatives_per_anchor"] == 32 + 128 - 2
     assert row["global/ceiling_nats"] == pytest.approx(math.log(159), rel=1e-5)
     assert row["global/read/infonce_ceiling"] == pytest.approx(math.log(159), rel=1e-5)
-    state = checkpoint.load(tmp_path / "run" / "checkpoint.pt")["objective"]
+    state = checkpoint.load(tmp_path / "run")["objective"]
     for name, size in (("local", 64), ("glob", 128)):
         steps, counts = state[f"{name}.pool.born"].unique(return_counts=True)
         assert steps.tolist() == list(range(3 - size // 32, 3))  # from before the first step on
