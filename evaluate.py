@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from dim import build, checkpoint, export, grid, machine, report, tracking
+from dim import build, checkpoint, export, grid, report, tracking
 from dim.average import Average
 from dim.config import Config, UserError, built, check, flat, leaves
 from dim.data import Dataset, keys
@@ -322,7 +322,6 @@ def options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def main(argv: list[str]) -> int:
     try:
-        machine.tune_process()
         chosen, rest = options(argv)
         grids = {folder: runs for folder in chosen.runs if any(runs := grid.runs_of(folder))}
         if grids:

@@ -4,14 +4,16 @@ Without --config the embedded default, configs/digits.yaml. The same command con
 """
 
 import math
+import os
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from dim import build, checkpoint, gaussian, grid, machine, metrics, monitor, signals
+from dim import build, checkpoint, distributed, gaussian, grid, machine, metrics, monitor, signals
 from dim.average import Average
 from dim.batches import Walk, walk
 from dim.build import TermFacts
@@ -42,8 +44,9 @@ def train(config: Config, data: Dataset, folder: Path, dry_run: bool = False) ->
     check_length(config, terms, steps, epoch_steps)
     if dry_run:
         return
-    prepare(config, folder)
-    with checkpoint.locked(folder), signals.noted() as asked:
+    if first := distributed.rank() == 0:
+        prepare(config, folder)
+    with checkpoint.locked(folder) if first else nullcontext(), signals.noted() as asked:
         run = state_of(config, model, device)
         journal = Journal(run, config, data.facts, folder, device, steps, epoch_steps, warn)
         if run.step == steps:
@@ -84,8 +87,12 @@ def loop(
         with torch.no_grad():
             for step, index, pictures in batches(-(max(t.queue for t in terms) // c.batch_size), 0):
                 objective.remember(model.embed(pictures), index, step, views)
+    together = distributed.wrapped(
+        model, at_device := next(model.parameters()).device, config.encoder.name.startswith("resnet")
+    )
     start, clock, clock_step, warned = run.step, time.perf_counter(), run.step, False
-    bar = tqdm(batches(start, steps), initial=start, total=steps, disable=None, unit="step", dynamic_ncols=True)
+    silent = True if distributed.rank() else None
+    bar = tqdm(batches(start, steps), initial=start, total=steps, disable=silent, unit="step", dynamic_ncols=True)
     for step, index, pictures in bar:
         done = step + 1
         epoch, epoch_ends = step // epoch_steps, done % epoch_steps == 0
@@ -93,7 +100,7 @@ def loop(
         statistics = model.statistics() if c.skip_bad else None
 
         # views -> maps and codes -> scores -> estimates -> the two losses
-        losses, at = model(pictures, index, step, keep_scores=logs)
+        losses, at = together(pictures, index, step, keep_scores=logs)
 
         # each loss to its owner: one backward pass, since no gradient crosses
         for name, opt in run.optimizers().items():
@@ -119,18 +126,20 @@ def loop(
         run.add(watched)
 
         # what happened: summed on the device, read when it is written down
-        saves = done % config.run.save_every == 0 or done == steps or journal.keeps() or bool(asked)
+        stop = distributed.highest(asked[0] if asked else 0)  # the exit code, 0: nobody asked
+        saves = done % config.run.save_every == 0 or done == steps or journal.keeps() or stop > 0
         probes = config.run.probe_every and epoch_ends and (epoch + 1) % config.run.probe_every == 0
-        if logs or saves or probes or pictures.device.type == "cpu":
+        if logs or saves or probes or device.type == "cpu":
             stop_if_bad(run.guard, journal)
         if logs or probes:
             row = {"step": done, "epoch": round(done / epoch_steps, 4)}
             row |= metrics.means(run.sums, terms) | monitor.log_row(losses.scores, terms) | objective.ages(done)
-            row |= metrics.code_statistics(at.y[: c.batch_size])
+            row |= metrics.code_statistics(distributed.gathered(at.y[: len(index)].detach()))
             row |= {"skipped_steps": int(run.guard.left_out)} if c.skip_bad else {}
             row |= {"learning_rate": run.optimizer.param_groups[0]["lr"]}
             row |= {"images_per_second": (done - clock_step) * c.batch_size / (time.perf_counter() - clock)}
             if probes:
+                distributed.as_first(model.encoder)
                 row |= quick_probe(model.encoder, data, config.data.split_seed)
             journal.write(row)
             bar.set_description(f"epoch {epoch + 1}/{math.ceil(steps / epoch_steps)}")
@@ -145,10 +154,8 @@ def loop(
                 journal.keep_best(row)
         if saves:
             journal.save()
-        if asked and done < steps:
-            raise signals.StopRequest(
-                f"stopped at step {done:,} of {steps:,}, saved; the same command continues there", asked[0]
-            )
+        if stop and done < steps:
+            raise signals.StopRequest(f"stopped at step {done:,} of {steps:,}, saved; the same command continues there", stop)
 
 
 def check_length(config: Config, terms: list[TermFacts], steps: int, epoch_steps: int) -> None:
@@ -179,15 +186,22 @@ def stop_if_bad(guard: Guard, journal: Journal) -> None:
 
 
 def warn(message: str) -> None:
-    """One line on stderr, above the progress bar where there is one."""
-    tqdm.write(f"warning: {message}", file=sys.stderr)
+    """One line on stderr, above the progress bar where there is one; of several processes the first one's."""
+    if not distributed.rank():
+        tqdm.write(f"warning: {message}", file=sys.stderr)
 
 
 def main(argv: list[str]) -> int:
+    who = "error"
+    if distributed.asked_for() > 1:
+        who = f"error: process {(place := int(os.environ['RANK']))} of {distributed.asked_for()}"
+        sys.stdout = sys.stdout if place == 0 else open(os.devnull, "w")  # noqa: SIM115, the process ends with it
     try:
         machine.tune_process()
         flags, default = {"dry-run": "print shapes, sizes and negatives, then stop"}, HERE / "configs" / "digits.yaml"
         if axes := open_axes(argv, default, flags):
+            if distributed.asked_for() > 1:
+                raise UserError("the runs of a grid are processes of their own: start it without torchrun, and with --run.jobs")
             return grid.train(argv, default, flags, axes)
         config, chosen = read(argv, default, flags)
         config = machine.settled(config)
@@ -196,23 +210,29 @@ def main(argv: list[str]) -> int:
             check_folder(config, folder)
         print(f"run        {folder}, from {chosen.config.name} and the command line")
         if config.data.name == "gaussian":
+            if distributed.asked_for() > 1:
+                raise UserError("a run on data.name gaussian takes seconds and one process: start it without torchrun")
             gaussian.train(config, folder, chosen.dry_run)
             return 0
-        data = build.dataset(config)
-        if (images := len(data.pretraining)) < config.train.batch_size:
-            raise UserError(f"train.batch_size is {config.train.batch_size}, but {data.name} has {images} images: lower it")
-        train(config, data, folder, chosen.dry_run)
+        with distributed.joined(machine.device(config), config.run.timeout):
+            data = distributed.first_then_others(lambda: build.dataset(config))
+            if (images := len(data.pretraining)) < config.train.batch_size:
+                raise UserError(f"train.batch_size is {config.train.batch_size}, but {data.name} has {images} images: lower it")
+            train(config, data, folder, chosen.dry_run)
     except UserError as error:
-        print(f"error: {one_line(str(error), 400)}", file=sys.stderr)
+        print(f"{who}: {one_line(str(error), 400)}", file=sys.stderr)
         return 2
     except DivergedError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{who}: {error}", file=sys.stderr)
         return 3
+    except distributed.LostError as error:
+        print(f"{who}: lost the other processes: {one_line(str(error))}", file=sys.stderr)
+        return 4
     except (MemoryError, torch.OutOfMemoryError, OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise  # a fault of dim's own, with its traceback
         reason = one_line(str(error)) or "out of memory"
-        print(f"error: the machine: {reason}; lower train.batch_size or units if it is memory, free the disk", file=sys.stderr)
+        print(f"{who}: the machine: {reason}; lower train.batch_size or units if it is memory, free the disk", file=sys.stderr)
         return 4
     except signals.StopRequest as stop:
         print(stop, file=sys.stderr)

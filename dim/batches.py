@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from dim import randomness
+from dim import distributed, randomness
 from dim.config import Config
 from dim.data import Dataset
 from dim.views import Chain, draw_table
@@ -16,8 +16,10 @@ Walk = Callable[[int, int], Iterator[tuple[int, Tensor, Tensor]]]
 def walk(config: Config, data: Dataset, view: Chain, device: torch.device) -> Walk:
     """walk(first, last) -> step, data-set numbers [N] of its images, and pictures [views * N, C, S, S] of them, the first N of
     view one, for each of these steps; in an order and in views of each epoch's own. Negative steps are epochs before the first.
+    N is this process's share of train.batch_size; the shares of all ranks, in order, are the batch of one process.
     """
     images, size, views = data.pretraining.to(device), config.train.batch_size, config.views.number
+    own = distributed.share(size, "train.batch_size")
     epoch_steps, dtype = len(images) // size, torch.float64 if config.precision == "float64" else torch.float32
 
     def steps(first: int, last: int) -> Iterator[tuple[int, Tensor, Tensor]]:
@@ -26,8 +28,9 @@ def walk(config: Config, data: Dataset, view: Chain, device: torch.device) -> Wa
             if place == 0 or step == first:
                 order = randomness.order(config.seed, epoch, len(images)).to(device)
                 draws = draw_table(config.seed, epoch, len(images), views, view.draws).to(device)
-                batches = images.batches(order[place * size : epoch_steps * size], size)
-            index = order[place * size : (place + 1) * size]
+                shares = order[: epoch_steps * size].view(epoch_steps, -1, own)[:, distributed.rank()]  # [steps, N]
+                batches = images.batches(shares[place:].flatten(), own)
+            index = shares[place]
             originals = data.units(next(batches).to(device), dtype)
             pictures = data.normalised(torch.cat([view(originals, draws[index, v]) for v in range(views)]))
             yield step, index, pictures.contiguous(memory_format=torch.channels_last)

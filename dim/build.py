@@ -1,12 +1,14 @@
 """Names in the configuration -> objects: the one file that imports every factor."""
 
+import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from dim import randomness
+from dim import distributed, randomness
 from dim.backbones import Backbone, resnet
 from dim.config import Config, UserError
 from dim.config import Term as TermConfig
@@ -14,7 +16,7 @@ from dim.critics import CRITICS, Critic, InnerProduct, Projected
 from dim.data import Dataset
 from dim.datasets import DATASETS
 from dim.encoders import ARCHITECTURES, Encoder, local_layers, places
-from dim.estimators import ESTIMATORS
+from dim.estimators import ESTIMATORS, dv
 from dim.evals.knn import KNN
 from dim.evals.linear import LINEAR
 from dim.evals.mlp import MLP
@@ -128,6 +130,8 @@ def term(config: Config, c: TermConfig, name: str, m: Tensor, entries: int = 0) 
     slope = c.slope if c.estimator == "wasserstein" and not c.weight_clip else 0.0
     clip = c.weight_clip if c.estimator == "wasserstein" else 0.0
     estimator = ESTIMATORS[c.estimator]
+    if c.estimator == "dv":  # its one logarithm runs over all ranks; the other estimators are means over anchors
+        estimator = dataclasses.replace(estimator, function=partial(dv, logmeanexp=distributed.logmeanexp))
     made = Term(critic, estimator, negatives, pool, c.symmetric, slope, clip)
     ceilings = [estimator.ceiling(n) for n in ([k, anchors - 1] if c.symmetric else [k])]
     limit = None if None in ceilings else sum(filter(None, ceilings)) / len(ceilings)

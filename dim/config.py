@@ -38,6 +38,7 @@ class Run:
         0, "epochs between copies that stay, as RUN/epoch-N for evaluate.py, the end apart; 0: none", at_least=0
     )
     jobs: int = option(1, "grids: runs side by side, each with its share of the processor's cores", at_least=1)
+    timeout: float = option(300.0, "torchrun: seconds that a process waits for the others before it gives up", above=0)
     wandb: Literal["off", "offline", "online"] = option("off", "rows go to Weights & Biases too; offline: files for wandb sync")
     project: str = option("dim", "wandb: project that the run belongs to")
 

@@ -6,6 +6,8 @@ The decision stays on the device: the flag goes into the fused optimizer, so not
 import torch
 from torch import Tensor, nn
 
+from dim.distributed import any_of
+
 
 class DivergedError(RuntimeError):
     """Training met a number that is not finite. Exit code 3."""
@@ -33,6 +35,7 @@ class Guard(nn.Module):
     def watch(self, step: int, values: dict[str, Tensor]) -> None:
         """Look at the values of a step, scalars on the device."""
         flags = torch.stack([~torch.isfinite(value.detach()) for value in values.values()])
+        flags = any_of(flags)  # one rank's bad number is all ranks'
         now = flags.any()
         first = now & (self.step < 0)
         self.names = list(values)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from dim import checkpoint, metrics, tracking
+from dim import checkpoint, distributed, metrics, tracking
 from dim.config import Config
 from dim.guard import DivergedError
 from dim.reading import one_line
@@ -23,7 +23,8 @@ PATIENCE = 3  # saves in a row that a full disk may refuse
 
 
 class Journal:
-    """The folder of one run. facts: of the images that train it; steps: of the whole run."""
+    """The folder of one run. facts: of the images that train it; steps: of the whole run. Of several processes the first one
+    reads and writes."""
 
     def __init__(
         self,
@@ -40,8 +41,13 @@ class Journal:
         folder or a disk that does not take it is known before hours are spent. OSError then."""
         self.run, self.config, self.facts, self.folder, self.warn = run, config, facts, folder, warn
         self.device, self.steps, self.epoch_steps, self.refused = device, steps, epoch_steps, 0
-        if checkpoint.exists(folder):
-            continued(run, checkpoint.load(folder, warn), config, facts, device, folder, warn)
+        self.writes = distributed.rank() == 0
+        state = distributed.from_first(lambda: checkpoint.load(folder, warn) if checkpoint.exists(folder) else None)
+        if state is not None:
+            continued(run, state, config, facts, device, folder, warn)
+        if not self.writes:
+            return
+        if state is not None:
             checkpoint.set_aside_damaged(folder)
         self.log = metrics.JsonLines(folder / "metrics.jsonl", run.log_length)
         self.tracker = tracking.start(config, folder, run.tracking_id, warn)
@@ -54,11 +60,14 @@ class Journal:
 
     def write(self, row: dict) -> None:
         """A line of the log."""
-        self.log.write(row)
-        self.tracker.log(row)
+        if self.writes:
+            self.log.write(row)
+            self.tracker.log(row)
 
     def save(self) -> None:
         """The state as it is now; a warning where the disk does not take it, OSError the third time in a row or at the end."""
+        if not self.writes:
+            return
         if not self.run.finite():
             raise DivergedError(f"step {self.run.step - 1}: the update made weights that are not finite; {self.kept()}")
         try:
@@ -92,7 +101,7 @@ class Journal:
         if row[PROBE] > self.run.best:
             self.run.best = row[PROBE]
             self.save()
-            if not self.refused:
+            if self.writes and not self.refused:
                 checkpoint.keep(self.folder, self.folder / "best")
 
     def room(self) -> None:
@@ -107,4 +116,6 @@ class Journal:
         return f"last good state: {path if path.exists() else 'none'}"
 
     def finish(self) -> None:
-        self.tracker.finish()
+        """The run is complete."""
+        if self.writes:
+            self.tracker.finish()

@@ -25,6 +25,8 @@ def device(config: Config) -> torch.device:
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
         torch.use_deterministic_algorithms(True)
+    if name == "cuda" and "LOCAL_RANK" in os.environ:  # a process of torchrun has a GPU of its own
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     return torch.device(name)
 
 

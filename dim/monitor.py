@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from dim import distributed
 from dim.estimators import ESTIMATORS, dv, infonce, jsd, nwj, smile
 from dim.objective import Scores
 
@@ -14,15 +15,15 @@ SATURATED = 0.95  # of log(K + 1): from there on InfoNCE tells more information 
 def log_row(scores: dict[str, list[Scores]], terms: list) -> dict[str, float | None]:
     """The readings of each term for a line of the log, {} where no scores were kept: {"local/read/infonce_nats": 2.1, ..}.
 
-    None: beyond the numbers of the scores' precision, as nwj is in float32 where a negative scores 89. terms:
-    `dim.build.TermFacts`.
+    None: beyond the numbers of the scores' precision, as nwj is in float32 where a negative scores 89. Of several processes
+    the mean of their readings. terms: `dim.build.TermFacts`.
     """
     row: dict[str, float | None] = {}
     for t in terms:
         if kept := scores.get(t.name):
             found = readings(kept, t.log_ratio)
-            values = torch.stack([value.double() for value in found.values()]).tolist()  # one read from the device
-            finite = [value if math.isfinite(value) else None for value in values]
+            values = distributed.mean(torch.stack([value.double() for value in found.values()]))
+            finite = [value if math.isfinite(value) else None for value in values.tolist()]  # one read of the device
             row |= {f"{t.name}/{key}": value for key, value in zip(found, finite, strict=True)}
     return row
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dim import distributed
 from dim.critics import Critic
 from dim.encoders import Encoding, places
 from dim.estimators import raised
@@ -76,8 +77,8 @@ class Term(nn.Module):
             rows = self.negatives(pool, seed, step)  # rows of other images [A, K]; None: all of them
             found.append(Scores(pos, self.critic.pairs(a, pool.b, pool.out, rows)))  # real negatives only
             if self.symmetric:
-                own = torch.arange(len(a), device=a.device).repeat_interleave(b.shape[1])  # of a location, its image
-                neg = self.critic.pairs(mine.flatten(0, 1), a[:, None], own[:, None])  # [A L, A - 1]
+                own = pool.own.repeat_interleave(b.shape[1])  # of a location, its image
+                neg = self.critic.pairs(mine.flatten(0, 1), distributed.gathered(a)[:, None], own[:, None])  # [A L, A - 1]
                 back.append(Scores(pos.reshape(-1, 1), neg))
         return found + back
 
@@ -99,7 +100,9 @@ class Term(nn.Module):
             nth = (pool.own + int(torch.randint(others, (), generator=generator(seed, "partners", step)))) % others
             mine, other = (pool.b.index_select(0, at) for at in (pool.own, skipping(nth[:, None], pool.out)[:, 0]))
             draws = generator(seed, "slopes", step, device=b.device)
-            share = torch.rand(*mine.shape[:2], 1, generator=draws, device=b.device).to(b.dtype)
+            share = torch.rand(len(a) * distributed.ranks(), b.shape[1], 1, generator=draws, device=b.device)[pool.own].to(
+                b.dtype
+            )
             # expanded: each location has a gradient of its own
             at = torch.broadcast_tensors(a[:, None], share * mine + (1 - share) * other)
             at = [x if x.requires_grad else x.detach().requires_grad_() for x in at]
@@ -201,7 +204,8 @@ class Objective(nn.Module):
         if self.prior is None:
             return Losses(loss, None, parts, kept)
         parts["prior_encoder"] = self.prior.encoder_loss(at.y)
-        sample = self.prior.sample(len(at.y), seed, step, at.y.device)
+        sample = self.prior.sample(len(at.y) * distributed.ranks(), seed, step, at.y.device).unflatten(0, (views, -1))
+        sample = distributed.mine(sample, dim=1).flatten(0, 1)  # by place in the whole batch
         parts["prior_discriminator"] = self.prior.discriminator_loss(at.y, sample)
         return Losses(loss + self.gamma * parts["prior_encoder"], parts["prior_discriminator"], parts, kept)
 

@@ -2,7 +2,7 @@
 
     pool(b, image) -> Pool        b [P, L, U] of this batch, image [A] the data-set number of each anchor
 
-The first A entries of b are the anchors' own; what stands behind them is no anchor's own entry.
+The first entries of b are the anchors' own, those of every rank in order; what stands behind them is no anchor's own entry.
 """
 
 from typing import NamedTuple
@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dim import distributed
 from dim.estimators import raised
 
 
@@ -23,9 +24,9 @@ class Pool(NamedTuple):
 
 
 def batch_pool(b: Tensor, image: Tensor) -> Pool:
-    """The batch itself; only the own image is no negative."""
-    own = torch.arange(len(image), device=b.device)
-    return Pool(b, own, own[:, None])
+    """The whole batch, of all ranks; only the own image is no negative."""
+    own = distributed.places(image)
+    return Pool(distributed.gathered(b), own, own[:, None])
 
 
 class Queue(nn.Module):
@@ -52,12 +53,14 @@ class Queue(nn.Module):
         """b [A, L, U], image [A] -> the pool of A + size entries."""
         copies = image[:, None] == self.image  # [A, size]
         copy = torch.where(copies.any(1), copies.int().argmax(1), self.next)  # the next to be overwritten is the oldest
-        own = torch.arange(len(image), device=b.device)
+        b, own = distributed.gathered(b), distributed.places(image)
         return Pool(torch.cat([b, self.rows.to(b.dtype)]), own, torch.stack([own, len(b) + copy], 1))
 
     @torch.no_grad()
     def push(self, b: Tensor, image: Tensor, step: int, unless: Tensor | None = None) -> None:
-        """b [N, L, U], image [N] in the place of the oldest; N divides the size. unless: as in `Term.remember`."""
+        """b [N, L, U], image [N] of this rank; those of all ranks take the place of the oldest, their number divides the size.
+        unless: as in `Term.remember`."""
+        b, image = distributed.gathered(b), distributed.gathered(image)
         places = self.next + torch.arange(len(image), device=b.device)
         new = {"rows": raised(b).to(self.rows.dtype), "image": image, "born": torch.full_like(image, step)}
         for name, values in new.items():

@@ -9,7 +9,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from dim import __version__
+from dim import __version__, distributed
 from dim.average import Average
 from dim.config import Config, UserError, built, flat
 from dim.guard import Guard
@@ -56,8 +56,9 @@ class Run:
     def add(self, values: dict[str, Tensor]) -> None:
         """Sum the values of a step until the log is due; those of a step that was left out count nothing."""
         values = values | {"steps": torch.ones_like(values["loss"])}
-        for name, value in values.items():
-            value = value.detach() if not self.guard.allowed else torch.where(self.guard.bad, 0, value.detach())
+        over_ranks = distributed.mean(torch.stack([value.detach().to(values["loss"].dtype) for value in values.values()]))
+        for name, value in zip(values, over_ranks.unbind(), strict=True):
+            value = torch.where(self.guard.bad, 0, value) if self.guard.allowed else value
             self.sums[name] = value + self.sums.get(name, 0)
 
     def finite(self) -> bool:
@@ -87,6 +88,7 @@ def circumstances(device: torch.device, config: Config) -> dict:
         "device": torch.cuda.get_device_name(device) if on_gpu else str(device),
         "instructions": str(torch.version.cuda) if on_gpu else torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "ranks": distributed.ranks(),
         "precision": config.precision,
     }
 

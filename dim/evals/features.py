@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from dim import distributed
 from dim.data import Dataset, Images
 
 LAYERS = ("conv", "fc", "y")
@@ -21,17 +22,19 @@ def features(
 ) -> dict[str, Tensor]:
     """n images, or those of an index -> {"conv": [n, C' H' W'], "fc": [n, D], "y": [n, d]}, float32, where the encoder is.
 
-    The encoder is in eval mode meanwhile.
+    The encoder is in eval mode meanwhile. Several processes share the batches; each has the features of all.
     """
     parts: dict[str, list[Tensor]] = {layer: [] for layer in layers}
     was_training = encoder.training
     encoder.eval()
-    for chunk in images.batches(torch.arange(len(images)) if index is None else index, batch):
+    index = torch.arange(len(images)) if index is None else index
+    mine = distributed.dealt(len(index), batch)
+    for chunk in images.batches(index[mine], batch):
         codes = encoder(pictures(encoder, data, chunk))
         for layer in layers:
             parts[layer].append(getattr(codes, layer).flatten(1).float())
     encoder.train(was_training)
-    return {layer: torch.cat(chunks) for layer, chunks in parts.items()}
+    return {layer: distributed.assembled(torch.cat(chunks), mine, len(index)) for layer, chunks in parts.items()}
 
 
 @torch.no_grad()
