@@ -87,9 +87,8 @@ def loop(
         with torch.no_grad():
             for step, index, pictures in batches(-(max(t.queue for t in terms) // c.batch_size), 0):
                 objective.remember(model.embed(pictures), index, step, views)
-    together = distributed.wrapped(
-        model, at_device := next(model.parameters()).device, config.encoder.name.startswith("resnet")
-    )
+    device = next(model.parameters()).device
+    together = distributed.wrapped(model, device, unused=config.encoder.name.startswith("resnet"))
     start, clock, clock_step, warned = run.step, time.perf_counter(), run.step, False
     silent = True if distributed.rank() else None
     bar = tqdm(batches(start, steps), initial=start, total=steps, disable=silent, unit="step", dynamic_ncols=True)
@@ -144,10 +143,9 @@ def loop(
             journal.write(row)
             bar.set_description(f"epoch {epoch + 1}/{math.ceil(steps / epoch_steps)}")
             bar.set_postfix_str(metrics.bar_text(row, terms))
-            if row["code/effective_rank"] < 2 and not warned:
+            if (rank := row["code/effective_rank"]) is not None and rank < 2 and not warned:
                 warned = True
                 cure = "train.lr" + ", objective.prior.lr or objective.prior.weight" * (objective.prior is not None)
-                rank = row["code/effective_rank"]
                 warn(f"step {done}: the code collapses, effective rank {rank:.1f} of {at.y.shape[1]}; lower {cure}")
             run.sums, clock, clock_step = {}, time.perf_counter(), done
             if probes:

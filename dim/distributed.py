@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from dim.config import UserError
 
 T = TypeVar("T")
-HOST: list = []  # for what processes agree on without a look at the device
+GROUPS: dict = {}  # device: where tensors are; host: for what processes agree on without a look at the device
 
 
 def rank() -> int:
@@ -49,16 +49,16 @@ def joined(device: torch.device, seconds: float) -> Iterator[None]:
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(minutes=10))
     try:
-        HOST.append(dist.new_group(backend="gloo", timeout=timedelta(seconds=seconds)))
-        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), dist.group.WORLD)
+        wait = timedelta(seconds=seconds)
+        GROUPS["device"], GROUPS["host"] = dist.new_group(timeout=wait), dist.new_group(timeout=wait, backend="gloo")
         yield
-        dist.barrier()  # the first one saves last
+        dist.barrier(group=GROUPS["host"])  # the first one saves last
     except RuntimeError as error:  # DistBackendError of gloo's connections and NCCL's watch is one
         if isinstance(error, dist.DistError) or "gloo" in str(error).lower() or "connection" in str(error).lower():
             raise LostError(str(error)) from None
         raise
     finally:
-        HOST.clear()
+        GROUPS.clear()
         dist.destroy_process_group()
 
 
@@ -71,7 +71,7 @@ def first_then_others(make: Callable[[], T]) -> T:
     if ranks() == 1:
         return make()
     made = make() if rank() == 0 else None
-    dist.barrier()
+    dist.barrier()  # with the patience of the first meeting
     return make() if made is None else made
 
 
@@ -96,13 +96,13 @@ class Gathered(torch.autograd.Function):
     @staticmethod
     def forward(ctx, own: Tensor) -> Tensor:
         parts = [torch.empty_like(own) for _ in range(ranks())]
-        dist.all_gather(parts, own.contiguous())
+        dist.all_gather(parts, own.contiguous(), group=GROUPS["device"])
         return torch.cat(parts)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
         total = gradient.float() if gradient.dtype in (torch.bfloat16, torch.float16) else gradient.clone()
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=GROUPS["device"])
         return mine(total).to(gradient.dtype)
 
 
@@ -127,7 +127,7 @@ def mean(values: Tensor) -> Tensor:
     """The mean over ranks of each entry."""
     if ranks() > 1:
         values = values.clone()
-        dist.all_reduce(values)
+        dist.all_reduce(values, group=GROUPS["device"])
         values /= ranks()
     return values
 
@@ -137,7 +137,7 @@ def any_of(flags: Tensor) -> Tensor:
     """Where a flag is set on any rank."""
     if ranks() > 1:
         found = flags.to(torch.int32)
-        dist.all_reduce(found, dist.ReduceOp.MAX)
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=GROUPS["device"])
         return found.to(flags.dtype)
     return flags
 
@@ -146,7 +146,7 @@ def highest(number: int) -> int:
     """The largest number of all ranks; nothing waits for the device."""
     if ranks() > 1:
         found = torch.tensor(number)
-        dist.all_reduce(found, dist.ReduceOp.MAX, group=HOST[0] if HOST else None)
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=GROUPS["host"])
         return int(found)
     return number
 
@@ -161,9 +161,9 @@ def wrapped(model: nn.Module, device: torch.device, unused: bool) -> nn.Module:
     from torch.nn.parallel import DistributedDataParallel
 
     known = inspect.signature(DistributedDataParallel).parameters
-    buffers = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
-    ids = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=ids, find_unused_parameters=unused, **buffers)  # type: ignore[arg-type]
+    options: dict = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+    options |= {"device_ids": [device] if device.type == "cuda" else None, "process_group": GROUPS["device"]}
+    return DistributedDataParallel(model, find_unused_parameters=unused, **options)
 
 
 def dealt(n: int, batch: int) -> Tensor | slice:
@@ -180,7 +180,7 @@ def assembled(rows: Tensor, at: Tensor | slice, n: int) -> Tensor:
         return rows
     found = rows.new_zeros(n, *rows.shape[1:])
     found[at] = rows
-    dist.all_reduce(found)
+    dist.all_reduce(found, group=GROUPS["device"])
     return found
 
 
@@ -189,7 +189,7 @@ def as_first(module: nn.Module) -> None:
     """Give every rank the running statistics of the first, which are the ones that are saved and measured."""
     if ranks() > 1:
         for buffer in module.buffers():
-            dist.broadcast(buffer, 0)
+            dist.broadcast(buffer, 0, group=GROUPS["device"])
 
 
 def from_first(make: Callable[[], dict | None]) -> dict | None:
@@ -206,12 +206,12 @@ def from_first(make: Callable[[], dict | None]) -> dict | None:
             failure = error
     place = "cuda" if dist.get_backend() == "nccl" else "cpu"
     size = torch.tensor(-1 if failure else len(content), device=place)
-    dist.broadcast(size, 0)
+    dist.broadcast(size, 0, group=GROUPS["device"])
     if failure:
         raise failure
     if size < 0:
         raise UserError("the first process says why")
     sent = torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.empty(int(size), dtype=torch.uint8)
     sent = sent.to(place)
-    dist.broadcast(sent, 0)
+    dist.broadcast(sent, 0, group=GROUPS["device"])
     return torch.load(io.BytesIO(sent.cpu().numpy().tobytes()), map_location="cpu", weights_only=True)

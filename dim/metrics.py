@@ -1,6 +1,7 @@
 """Metrics: what a run writes down, one JSON object a line, and the statistics of the code that show a collapse."""
 
 import json
+import math
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -60,7 +61,8 @@ def last_and_best(rows: list[dict], step: int, steps: int) -> dict:
     best: dict[str, dict] = {}
     for row in rows:
         for key, value in row.items():
-            if ("/bound_" in key or key.endswith("_accuracy")) and (key not in best or value > best[key]["value"]):
+            counts = value is not None and ("/bound_" in key or key.endswith("_accuracy"))
+            if counts and (key not in best or value > best[key]["value"]):
                 best[key] = {"value": value, "step": row["step"]}
     return {"step": step, "steps": steps, "last": rows[-1] if rows else {}, "best": best}
 
@@ -70,7 +72,8 @@ def means(sums: dict[str, Tensor], terms: list) -> dict:
 
     terms: `dim.build.TermFacts`. jsd is 2 x Jensen-Shannon divergence, the others nats of mutual information.
     """
-    mean = {name: (value / sums["steps"]).item() for name, value in sums.items()}
+    exact = {name: (value / sums["steps"]).item() for name, value in sums.items()}
+    mean = {name: value if math.isfinite(value) else None for name, value in exact.items()}  # None: all steps were left out
     row = {"loss": mean["loss"], "gradient_norm": mean["gradient_norm"]}
     for t in terms:
         row[f"{t.name}/bound_{t.unit}"] = mean[t.name]
@@ -98,18 +101,21 @@ def bar_text(row: dict, terms: list) -> str:
     parts = [f"{row['images_per_second']:,.0f} img/s"]
     for t in terms:
         top = "" if t.ceiling is None else f" of {t.ceiling:.2f}"
-        parts.append(f"{t.name} {row[f'{t.name}/bound_{t.unit}']:.2f}{top} {t.unit}")
+        value = row[f"{t.name}/bound_{t.unit}"]
+        parts.append(f"{t.name} {'-' if value is None else format(value, '.2f')}{top} {t.unit}")
     return ", ".join(parts + [f"{key} {value:.1%}" for key, value in row.items() if key.startswith("probe/")])
 
 
-def code_statistics(y: Tensor) -> dict[str, float]:
+def code_statistics(y: Tensor) -> dict[str, float | None]:
     """How much of the code space a batch of codes y [N, d] fills.
 
     code/sd_min and code/sd_median: standard deviation of a dimension; code/dead_units: dimensions with less than 0.001;
     code/effective_rank: exp of the entropy of the shares of variance along the principal axes, 1 (all on a line, collapsed)
-    to min(N - 1, d).
+    to min(N - 1, d). None where the codes are not finite.
     """
     y = raised(y.detach())
+    if not y.isfinite().all():  # of a step that was left out
+        return dict.fromkeys(("code/sd_min", "code/sd_median", "code/dead_units", "code/effective_rank"))
     centred = y - y.mean(0)
     sd = centred.square().mean(0).sqrt()
     return {

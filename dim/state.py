@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from dim import __version__, distributed
 from dim.average import Average
-from dim.config import Config, UserError, built, flat
+from dim.config import Config, UserError, flat
 from dim.guard import Guard
-from dim.reading import ELSEWHERE, differences
+from dim.reading import ELSEWHERE
 
 
 @dataclass
@@ -103,12 +103,11 @@ def continued(
 ) -> None:
     """Load a saved state into a run. UserError, one line, where it is of other settings or other images or does not fit;
     one warning where circumstances have changed, so that not every bit will be that of a run never stopped."""
-    try:
-        changed = differences(built(flat(config) | state["config"]), config)
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder}: the checkpoint's configuration is not of this dim ({error}): train in another --run.dir"
-        ) from None
+    old, new = settings(Config()) | state["config"], settings(config)  # what an older dim did not know is as it was
+    if unknown := sorted(map(str, old.keys() - new.keys())):
+        why = f"the checkpoint's configuration is not of this dim ({unknown[0]})"
+        raise UserError(f"{folder}: {why}: train in another --run.dir")
+    changed = [f"{key}: {old[key]} -> {value}" for key, value in new.items() if old[key] != value]
     if changed:
         raise UserError(f"{folder}: the checkpoint is of a run with another configuration: {'; '.join(changed[:3])}")
     before = state["data"]

@@ -39,7 +39,7 @@ def draw(folder: Path, config: Config, data: Dataset, state: dict) -> list[Path]
     rows, drawn = log_rows(folder, state), drawn_images(config, data)
     found = trained_samples(config, data, state, drawn)
     course = training_panels(rows, config, data)
-    rank, prior = code_statistics(found.y)["code/effective_rank"], config.objective.prior
+    rank, prior = code_statistics(found.y)["code/effective_rank"] or 0.0, config.objective.prior
     beside = prior.kind if prior.weight else ""
     pages: dict[str, tuple[str, Sequence[Panel], list[str]]] = {
         "bounds": ("Bounds of the training batches", bound_panels(rows, config), captions.of_bounds(config)),
