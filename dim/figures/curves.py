@@ -126,7 +126,7 @@ def probed(row: dict) -> bool:
 
 def over_epochs(rows: list[dict], key: str, label: str, factor: float = 1) -> Curve:
     """A key of the rows over their epochs, labelled with its last value."""
-    values = [factor * row[key] for row in rows]
+    values = [math.nan if row[key] is None else factor * row[key] for row in rows]
     return Curve(f"{label} {number(values[-1])}", [row["epoch"] for row in rows], values)
 
 
