@@ -289,7 +289,7 @@ def options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         type=int,
         default=[],
         metavar="N",
-        help="columns of probes that are given N labels a class",
+        help="columns of probes that are given N labels a class; without, finetune takes all labels, and each official fold",
     )
     parser.add_argument(
         "--unlabelled", nargs="+", choices=LOSSES, default=[], help="finetune: losses on unlabelled images, weight 1 each"

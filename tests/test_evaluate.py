@@ -114,6 +114,10 @@ def test_the_papers_protocol_stands_apart(trained, two_columns, tmp_path, monkey
     assert "compared with the paper only" in capsys.readouterr().out.replace("\n", " ")
 
 
+def read_report(folder) -> dict:
+    return json.loads((folder / "report.json").read_text())
+
+
 def quick(monkeypatch):
     """Measures with few steps."""
     monkeypatch.setattr(sections, "SEEDS", 2)
@@ -149,7 +153,7 @@ def test_measures_fill_their_sections_beside_the_random_encoder(trained, tmp_pat
     assert json.loads((folder / "report.json").read_text()) == before[1]
 
 
-def test_fine_tuning_needs_a_number_of_labels_and_says_its_losses(trained, tmp_path, monkeypatch, capsys):
+def test_fine_tuning_takes_few_labels_or_all_and_says_its_losses(trained, tmp_path, monkeypatch, capsys):
     quick(monkeypatch)
     folder = tmp_path / "r"
     shutil.copytree(trained, folder)
@@ -157,8 +161,10 @@ def test_fine_tuning_needs_a_number_of_labels_and_says_its_losses(trained, tmp_p
     words = [str(folder), "--probes", "finetune", "--layers", "y", "--labels-per-class", "5", "10"]
     assert evaluate.main(words) == 0
     assert evaluate.main([*words, "--unlabelled", "information"]) == 0
-    report = json.loads((folder / "report.json").read_text())
+    report = read_report(folder)
     assert list(report) == ["run", "finetune", "finetune, information 1"]
+    assert evaluate.main([*words[:-3], "--unlabelled", "pseudo"]) == 0
+    assert list(read_report(folder)["finetune, pseudo 1"]["rows"]["trained y"]) == ["all"]
     for title in list(report)[1:]:
         assert list(report[title]["rows"]) == ["random y", "trained y"]
         assert [list(row) for row in report[title]["rows"].values()] == [["5", "10"]] * 2
@@ -268,7 +274,10 @@ def test_several_runs_share_their_baselines(trained, two_columns, tmp_path, monk
             ["{run}", "--measures", "ndm", "--labels-per-class", "5"],
             "--labels-per-class belongs to probes: give --probes linear",
         ),
-        (["{run}", "--probes", "finetune"], "--probes finetune trains on few labels: give --labels-per-class N"),
+        (
+            ["{run}", "--probes", "finetune", "--labels-per-class", "200"],
+            "labels_per_class is 200: digits has from 1 to 122 in each class",
+        ),
         (["{run}", "--unlabelled", "pseudo"], "--unlabelled belongs to fine-tuning: give --probes finetune too"),
         (["{run}", "--measures", "mine", "--pairs", "x:z"], "x:z names z: write A:B with two of x, conv, fc, y"),
         (["{run}", "--measures", "mine", "--pairs", "y"], "y names nothing: write A:B"),

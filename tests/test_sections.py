@@ -1,10 +1,17 @@
 """Sections: each row of an evaluator is made of the features that its name says, with the settings that were asked for."""
 
+import statistics
+from functools import partial
+
 import pytest
+import small_sets
 import torch
 from conftest import made_data
 from torch import nn
 
+from dim import datasets
+from dim.config import Data, UserError
+from dim.encoders import Encoder
 from dim.evals import mlp, protocol, sections
 from dim.evals.sections import Features
 
@@ -94,6 +101,33 @@ def test_fine_tuning_is_asked_for_as_said_and_spreads_over_its_seeds(made, monke
         assert list(row) == ["10", "2"]
         for cell in row.values():
             assert (cell["accuracy"], cell["sd"]) == (pytest.approx(0.6), pytest.approx(0.1))
+
+
+def test_stl10_is_fine_tuned_on_all_labels_and_on_each_official_fold_or_on_any_number_a_class(tmp_path, monkeypatch):
+    """The paper's column SS. No label chooses anything, so a class's every label can be asked for: 6 in these files."""
+    small_sets.stl10(monkeypatch, tmp_path)
+    stl10 = datasets.stl10(Data("stl10", str(tmp_path), fit="resize"), 8)
+    given, once = [], partial(sections.finetune.finetune, steps=1)
+    monkeypatch.setattr(sections.finetune, "finetune", lambda *a, **k: given.append((a[2], k["seed"])) or once(*a, **k))
+    seen = Features({}, Encoder("small8x8", 3))
+    section = sections.fine_tuned(stl10, ["y"], [], {}, None)
+    cells_ = cells(section, seen)["trained y"]
+    assert section.heading["labels"] == list(cells_) == ["all", "folds"]
+    assert given[:3] == [(None, 0), (None, 1), (None, 2)]
+    assert [seed for _, seed in given[3:]] == list(range(10))
+    assert all(torch.equal(index, fold) for (index, _), fold in zip(given[3:], stl10.folds, strict=True))
+    each = [once(seen.encoder, stl10, fold, layer="y", seed=k) for k, fold in enumerate(stl10.folds)]
+    assert {run["labels"] for run in each} == {20}
+    scores = [run["accuracy"] for run in each]
+    assert cells_["folds"]["accuracy"] == pytest.approx(statistics.fmean(scores))
+    assert cells_["folds"]["sd"] == pytest.approx(statistics.stdev(scores))
+    for words in ("on all 60 labels", "over 3 seeds; folds: over the 10 official folds of 20 labels"):
+        assert words in section.heading["protocol"]
+    assert sections.fine_tuned(stl10, ["y"], [6, 1], {}, None).heading["labels"] == ["6", "1"]
+    with pytest.raises(UserError, match="labels_per_class is 7: stl10 has from 1 to 6 in each class"):
+        sections.fine_tuned(stl10, ["y"], [7], {}, None)
+    with pytest.raises(UserError, match="from 1 to 5 in each beside the validation part"):
+        protocol.columns_for(stl10, [6])  # a probe's knob is chosen on labels of its own
 
 
 def test_the_papers_mlp_sees_features_as_they_are(made, monkeypatch):

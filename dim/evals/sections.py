@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from dim.config import UserError
 from dim.data import Dataset
 from dim.evals import finetune, mlp, protocol, reconstruction
 from dim.evals.mine import mine
@@ -102,34 +101,44 @@ def paper(data: Dataset, layers: Sequence[str], encoders: Sequence[str] = ENCODE
 
 
 def fine_tuned(data: Dataset, layers: Sequence[str], few: Sequence[int], losses: dict[str, float], view) -> Section:
-    """The whole encoder, fine-tuned on few labels; losses on unlabelled images by weight."""
-    if not few:
-        raise UserError("--probes finetune trains on few labels: give --labels-per-class N, such as 10 or 250")
-    protocol.columns_for(data, few)
+    """The whole encoder, fine-tuned on numbers of labels a class; where none is asked for on all labels and on each official
+    fold. losses on unlabelled images by weight. UserError where a class has fewer labels."""
+    for count in few:
+        finetune.chosen_labels(data, count, 0)  # no label chooses anything here, so a class's every label can be asked for
+    columns: dict[str, Sequence[int | Tensor | None]] = {str(count): [count] * SEEDS for count in few} or {
+        "all": [None] * SEEDS
+    }
+    if data.folds and not few:
+        columns["folds"] = data.folds
     how = finetune.FineTuning(losses=losses)
 
     def act(layer: str, features: Features) -> dict:
         cells = {}
-        for count in few:
+        for column, labels in columns.items():
             begun = time.perf_counter()
             runs = [
-                finetune.finetune(features.encoder, data, count, view, layer=layer, losses=losses, seed=seed)
-                for seed in range(SEEDS)
+                finetune.finetune(features.encoder, data, which, view, layer=layer, losses=losses, seed=seed)
+                for seed, which in enumerate(labels)
             ]
             mean = protocol.mean_sd([run["accuracy"] for run in runs])
-            cells[str(count)] = {**mean, "converged": True, "seconds": time.perf_counter() - begun}
+            cells[column] = {**mean, "converged": True, "seconds": time.perf_counter() - begun}
         return cells
 
     more = f" and on unlabelled images {losses}" if losses else ""
+    spread = f"{SEEDS} seeds, each with a draw of labels" if few else f"{SEEDS} seeds"
+    if "folds" in columns:
+        spread += (
+            f"; folds: over the {len(data.folds)} official folds of {len(data.folds[0]):,} labels, each with a seed of its own"
+        )
     words = (
-        f"{data.name}, {len(data.test):,} test images, encoder and a linear head fine-tuned with cross-entropy on few "
-        f"labels{more}, {how.steps:,} steps of {how.batch} images, {'augmented' if view else 'not augmented'}, Adam, rates "
-        f"{how.encoder_lr:g} and {how.lr:g} (head); mean and standard deviation over {SEEDS} seeds, each with a draw of "
-        "labels; nothing is chosen"
+        f"{data.name}, {len(data.test):,} test images, encoder and a linear head fine-tuned with cross-entropy on "
+        f"{'few' if few else f'all {len(data.train):,}'} labels{more}, {how.steps:,} steps of {how.batch} images, "
+        f"{'augmented' if view else 'not augmented'}, Adam, rates {how.encoder_lr:g} and {how.lr:g} (head); mean and standard "
+        f"deviation over {spread}; nothing is chosen"
     )
     rows = [Row(name, which, (layer,), partial(act, layer)) for name, which, layer in places(layers) if which != "raw"]
     title = "finetune" + "".join(f", {name} {weight:g}" for name, weight in losses.items())
-    heading = accuracy(data, words, [str(count) for count in few]) | {"augmentation": repr(view)}
+    heading = accuracy(data, words, list(columns)) | {"augmentation": repr(view)}
     return Section(title, heading, rows)
 
 
