@@ -159,7 +159,7 @@ def compare(reports: dict[str, dict]) -> None:
         file.write(report.compared(found).encode())
     print(report.compared(found), f"saved as {place / 'comparison.json'} and .md", sep="\n")
     try:
-        print(f"saved as {comparison.draw(place / 'comparison.png', found, report.chance(reports))}")
+        print(f"saved as {comparison.draw(place / 'comparison.png', found)}")
     except UserError as error:  # the numbers stand without their picture
         print(f"no comparison.png: {error}")
 
@@ -343,7 +343,7 @@ def main(argv: list[str]) -> int:
                     reports[str(folder)] = evaluate(folder, chosen, config, known)
             if grids:
                 draw_grid(place, configs, {str(run): reports[str(run)] for run in configs if str(run) in reports})
-        if len(chosen.runs) > 1 and chosen.probes and not grids:
+        if len(chosen.runs) > 1 and (chosen.probes or chosen.measures) and not grids:
             compare(reports)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

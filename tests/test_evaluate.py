@@ -16,6 +16,7 @@ import train
 from dim import build
 from dim.evals import mlp, protocol, sections
 from dim.evals.features import features, set_statistics
+from dim.evals.reconstruction import Reconstruction
 from dim.reading import saved
 
 
@@ -153,6 +154,27 @@ def test_measures_fill_their_sections_beside_the_random_encoder(trained, tmp_pat
     assert json.loads((folder / "report.json").read_text()) == before[1]
 
 
+def test_measures_alone_are_compared_too(trained, tmp_path, monkeypatch, capsys):
+    terms = {"positive_term": 2.0, "negative_term": 1.0, "standard_error": 0.1, "certifiable_nats": 6.0, "converged": True}
+    made = Reconstruction({"ms_ssim": 0.5, "mse": 0.1}, torch.zeros(540, 1, 8, 8, dtype=torch.uint8))
+    monkeypatch.setattr(sections, "ndm", lambda y, seed, **_: {"total_correlation_nats": y.std().item(), **terms})
+    monkeypatch.setattr(sections.reconstruction, "reconstruction", lambda *_: made)
+    for name in ("a", "b"):
+        shutil.copytree(trained, tmp_path / "runs" / name)
+        (tmp_path / "runs" / name / "report.json").unlink(missing_ok=True)
+    words = [str(tmp_path / "runs" / "a"), str(tmp_path / "runs" / "b"), "--measures", "ndm", "reconstruction"]
+    assert evaluate.main(words) == 0
+    tables = json.loads((tmp_path / "runs" / "comparison.json").read_text())["tables"]
+    assert {title: table["of"] for title, table in tables.items()} == {
+        "ndm": "total correlation in nats",
+        "reconstruction": "MS-SSIM, 1 for equal images",
+    }
+    trained_y = read_report(tmp_path / "runs" / "a")["ndm"]["rows"]["trained y"]["total_correlation_nats"]
+    assert tables["ndm"]["rows"]["a"]["y"]["mean"] == trained_y
+    assert (tmp_path / "runs" / "comparison.md").read_text() in capsys.readouterr().out
+    assert (tmp_path / "runs" / "comparison.png").exists()
+
+
 def test_fine_tuning_takes_few_labels_or_all_and_says_its_losses(trained, tmp_path, monkeypatch, capsys):
     quick(monkeypatch)
     folder = tmp_path / "r"
@@ -176,7 +198,7 @@ def test_several_runs_stand_beside_each_other(trained, two_columns, tmp_path, ca
     for name, words in {"a_seed0": (), "a_seed1": ("--seed", "1"), "b": ("--train.lr", "0.01")}.items():
         assert train.main(tiny(tmp_path / "runs" / name, *words)) == 0
     assert evaluate.main([*map(str, sorted((tmp_path / "runs").iterdir())), "--layers", "y"]) == 0
-    found = json.loads((tmp_path / "runs" / "comparison.json").read_text())["linear"]
+    found = json.loads((tmp_path / "runs" / "comparison.json").read_text())["tables"]["linear"]["rows"]
     assert set(found) == {"raw pixels", "random encoder", "a_seed, 2 seeds", "b"}
     assert found["a_seed, 2 seeds"]["y"]["seeds"] == 2
     assert found["a_seed, 2 seeds"]["y"]["sd"] is not None
@@ -230,7 +252,7 @@ def test_the_same_net_trained_with_labels_is_an_option(two_columns, tmp_path, mo
     assert rows["supervised y"]["all"]["accuracy"] > rows["trained y"]["all"]["accuracy"] + 0.05
     words = "head on y, cross-entropy, 60 steps of 419 images, views affine, Adam at 0.001"
     assert words in report["run"]["supervised rows"]
-    comparison = json.loads((tmp_path / "comparison.json").read_text())["linear"]
+    comparison = json.loads((tmp_path / "comparison.json").read_text())["tables"]["linear"]["rows"]
     assert list(comparison) == ["raw pixels", "random encoder", "supervised encoder", "r", "jsd"]
     capsys.readouterr()
     assert evaluate.main([str(folder)]) == 0  # without the option the rows stay, and what they are
@@ -311,7 +333,7 @@ def test_fine_tuned_runs_are_compared_by_their_number_of_labels(trained, tmp_pat
     words = ["--probes", "finetune", "--layers", "y", "--labels-per-class", "3", "5"]
     assert evaluate.main([str(tmp_path / "affine"), str(tmp_path / "none"), *words]) == 0
     found = json.loads((tmp_path / "comparison.json").read_text())
-    assert list(found) == ["finetune, 3 labels a class", "finetune, 5 labels a class"]
+    assert list(found["tables"]) == ["finetune, 3 labels a class", "finetune, 5 labels a class"]
     one, two = (json.loads((tmp_path / name / "report.json").read_text())["finetune"] for name in ("affine", "none"))
     assert one["rows"]["random y"]["5"]["seconds"] != two["rows"]["random y"]["5"]["seconds"]
     assert (one["augmentation"] == "None", two["augmentation"]) == (False, "None")

@@ -145,13 +145,14 @@ class Bar(NamedTuple):
 
 
 class Bars(NamedTuple):
-    """A panel of horizontal bars in named groups, from 0 to `most`, and a level to compare them with."""
+    """A panel of horizontal bars in named groups, from 0 to `most`, and a level to compare them with; digits of a value."""
 
     title: str
     x: str
     groups: Sequence[tuple[str, Sequence[Bar]]]
     most: float
     level: Level | None = None
+    digits: int = 1
 
 
 Panel = Lines | Densities | Pictures | Scatter | Bars
@@ -366,9 +367,9 @@ def draw_bars(axes: "Axes", panel: Bars) -> None:
             axes.barh(
                 place + 0.5, bar.value, 0.8, color=colours[bar.label], xerr=bar.spread, error_kw={"ecolor": INK, "capsize": 2}
             )
-            spread = "" if bar.spread is None else f" +- {bar.spread:.1f}"
-            end = bar.value + (bar.spread or 0)
-            axes.text(end + 0.01 * panel.most, place + 0.5, f"{bar.label} {bar.value:.1f}{spread}", size=SMALL, va="center")
+            spread = "" if bar.spread is None else f" +- {bar.spread:.{panel.digits}f}"
+            end, words = max(0.0, bar.value + (bar.spread or 0)), f"{bar.label} {bar.value:.{panel.digits}f}{spread}"
+            axes.text(end + 0.01 * panel.most, place + 0.5, words, size=SMALL, va="center")
         place += 1.5
     if panel.level is not None:
         axes.axvline(panel.level.y, color=GREY, linewidth=0.9, linestyle=DASHED, zorder=0)
