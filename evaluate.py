@@ -41,13 +41,15 @@ def evaluate(folder: Path, chosen: argparse.Namespace, config: Config, known: di
     data = build.dataset(config)
     print(f"{folder}: {state['step']:,} of {state['steps']:,} steps trained")
     fits(folder, state["data"], data)
+    if chosen.probes or chosen.supervised:
+        data.with_labels()
     torch.set_num_threads(1 if len(data.pretraining) < SMALL else THREADS)
     encoder = trained_encoder(config, data.shape, state, chosen.weights, folder)
     found: dict = {}
     if chosen.probes or chosen.measures:
         other = other_data(config, data, state["data"])
         path = folder / ("_".join(["report", *["average"] * (chosen.weights == "average"), *[other] * bool(other)]) + ".json")
-        facts = run_facts(config, data.with_labels(), encoder, state, chosen.weights)
+        facts = run_facts(config, data, encoder, state, chosen.weights)
         found = report.opened(path, facts, chosen.force)
         measure(path, chosen, config, data, encoder, found, known, f" on {other}" * bool(other))
         print(f"saved as {path} and .md")

@@ -340,8 +340,8 @@ def compared(found: dict) -> str:
 
 
 OVER_SEEDS = (
-    "+-: standard deviation over training seeds, where a row is the mean of several runs that differ in nothing else; the spread "
-    "over resamples, or over a measure's own seeds, stands in the report of each run."
+    "+-: standard deviation over training seeds, where a row is the mean of several runs that differ in nothing else; the "
+    "spread over resamples, or over a measure's own seeds, stands in the report of each run."
 )
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ import train
 from dim import checkpoint, data, folder, randomness
 from dim.config import Data, UserError
 from dim.encoders import Encoder
+from dim.evals import sections
 from dim.evals.features import set_statistics
 from dim.evals.linear import quick_probe
 from dim.folder import picture
@@ -284,6 +286,29 @@ def test_test_images_that_trained_the_encoder_are_said_and_counted(tmp_path, cap
     assert run(tmp_path / "s", tmp_path / "images", "--data.labels", "folders") == 0
     assert evaluate.main([str(tmp_path / "s")]) == 0
     assert "trained the encoder" not in capsys.readouterr().err
+
+
+def test_a_run_without_labels_is_measured_where_no_label_is_needed(tmp_path, monkeypatch, capsys):
+    for name in ("mine", "ndm"):
+        monkeypatch.setattr(sections, name, partial(getattr(sections, name), steps=3))
+    monkeypatch.setattr(sections, "SEEDS", 1)
+    small_sets.pictures(tmp_path / "photos", {"": 36})
+    assert run(tmp_path / "r", tmp_path / "photos") == 0
+    assert evaluate.main([str(tmp_path / "r"), "--measures", "mine", "ndm"]) == 0
+    report = json.loads((tmp_path / "r" / "report.json").read_text())
+    assert "over the 36 training images of folder" in report["ndm"]["protocol"]
+    assert list(report["mine"]["rows"]) == ["random x:y", "trained x:y"]
+    assert report["mine"]["rows"]["trained x:y"]["runs"][0]["rows"] == [12, 12, 12]
+    capsys.readouterr()
+    for words, message in (
+        (["--measures", "reconstruction"], "folder has 0 test images, and a reconstruction is judged on at least 2"),
+        (["--measures", "ndm", "--probes", "linear"], "folder has no labels to probe"),
+        (["--measures", "ndm", "--supervised"], "folder has no labels to probe"),
+    ):
+        assert evaluate.main([str(tmp_path / "r"), *words]) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        assert message in err
 
 
 def test_a_run_without_labels_is_probed_on_another_data_set_by_its_name(tmp_path, capsys):

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from dim.config import UserError
 from dim.data import Dataset
 from dim.evals import finetune, mlp, protocol, reconstruction
 from dim.evals.mine import mine
@@ -193,7 +194,12 @@ def terms(runs: Sequence[dict]) -> dict:
 
 
 def decoded(data: Dataset, layers: Sequence[str], encoders: Sequence[str] = ENCODERS) -> Section:
-    """MS-SSIM of images and what a decoder makes of a layer."""
+    """MS-SSIM of images and what a decoder makes of a layer. UserError where there are no test images."""
+    if len(data.test) < 2:
+        raise UserError(
+            f"{data.name} has {len(data.test)} test images, and a reconstruction is judged on at least 2 that no decoder saw: "
+            "--figures reconstruction keeps a tenth of the training images for that and says its MS-SSIM"
+        )
 
     def act(layer: str, features: Features) -> dict:
         begun = time.perf_counter()
