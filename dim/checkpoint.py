@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
+from torch import nn
 
 from dim.config import UserError
 
@@ -50,6 +51,17 @@ def save_json(path: Path, content: dict) -> None:
     """Write what people and other programs read beside the state."""
     with replacing(path) as file:
         file.write(json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
+
+
+def fill(module: nn.Module, weights: dict, folder: Path) -> None:
+    """Load weights of the run in a folder; UserError where they are not those of the module, or not finite."""
+    try:
+        module.load_state_dict(weights)
+    except (RuntimeError, TypeError, AttributeError) as error:  # of other shapes or names; no weights at all
+        why = " ".join(str(error).split())[:200]
+        raise UserError(f"{folder}/checkpoint.pt does not fit {folder}/config.yaml, or one is damaged: {why}") from None
+    if not all(bool(t.isfinite().all()) for t in module.state_dict().values()):
+        raise UserError(f"{folder}/checkpoint.pt holds weights that are not finite: it is damaged")
 
 
 def load(path: Path) -> dict:

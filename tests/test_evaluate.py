@@ -133,8 +133,22 @@ def test_measures_fill_their_sections_beside_the_random_encoder(trained, tmp_pat
     folder = tmp_path / "r"
     shutil.copytree(trained, folder)
     (folder / "report.json").unlink(missing_ok=True)
-    words = [str(folder), "--measures", "mine", "ndm", "reconstruction", "--pairs", "x:y", "fc:y"]
+    decoders, decoder = [], sections.reconstruction.trained
+    monkeypatch.setattr(sections.reconstruction, "trained", lambda *given: decoders.append(given) or decoder(*given))
+    words = [
+        str(folder),
+        "--measures",
+        "mine",
+        "ndm",
+        "reconstruction",
+        "--pairs",
+        "x:y",
+        "fc:y",
+        "--figures",
+        "reconstruction",
+    ]
     assert evaluate.main(words) == 0
+    assert len(decoders) == 2  # of the random and of the trained y: the figure shows the latter
     report, out = json.loads((folder / "report.json").read_text()), capsys.readouterr().out
     assert list(report) == ["run", "mine", "ndm", "reconstruction"]
     rows = {name: list(part["rows"]) for name, part in report.items() if name != "run"}
@@ -152,6 +166,9 @@ def test_measures_fill_their_sections_beside_the_random_encoder(trained, tmp_pat
     monkeypatch.setattr(sections, "mine", None)  # what is there is not measured again
     assert evaluate.main(words) == 0
     assert json.loads((folder / "report.json").read_text()) == before[1]
+    assert len(decoders) == 2
+    assert evaluate.main([str(folder), "--figures", "reconstruction", "--force"]) == 0
+    assert len(decoders) == 3
 
 
 def test_measures_alone_are_compared_too(trained, tmp_path, monkeypatch, capsys):
@@ -387,6 +404,24 @@ def test_importing_dim_costs_torch_and_numpy_alone():
     code = blocked(*EXTRAS, "sklearn", "scipy", "jsonargparse", "yaml", "tqdm")
     code += "import dim.build, dim.metrics, dim.guard, dim.checkpoint, dim.summary, dim.evals.linear"
     subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, check=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("package", "words", "said"),
+    [
+        ("torchmetrics", ["--probes", "linear", "--measures", "reconstruction"], "MS-SSIM needs the package torchmetrics"),
+        ("torchmetrics", ["--figures", "curves", "reconstruction"], "MS-SSIM needs the package torchmetrics"),
+        ("matplotlib", ["--probes", "linear", "--figures", "curves"], "a figure needs the package matplotlib"),
+        ("sklearn", ["--figures", "curves", "embedding"], "an embedding needs the package scikit-learn"),
+    ],
+)
+def test_a_missing_package_is_said_before_anything_is_computed(package, words, said, trained, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "evaluate", None)
+    monkeypatch.setitem(sys.modules, package, None)
+    assert evaluate.main([str(trained), *words]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {said}")
+    assert err.count("\n") == 1
 
 
 NEEDS = [  # a package, what needs it, what is said

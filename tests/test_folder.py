@@ -305,10 +305,11 @@ def test_a_run_without_labels_is_measured_where_no_label_is_needed(tmp_path, mon
         (["--measures", "ndm", "--probes", "linear"], "folder has no labels to probe"),
         (["--measures", "ndm", "--supervised"], "folder has no labels to probe"),
     ):
-        assert evaluate.main([str(tmp_path / "r"), *words]) == 2
+        assert evaluate.main([str(tmp_path / "r"), *words, "--force"]) == 2
         err = capsys.readouterr().err
         assert err.count("\n") == 1
         assert message in err
+        assert json.loads((tmp_path / "r" / "report.json").read_text()) == report  # said before anything is measured
 
 
 def test_a_run_without_labels_is_probed_on_another_data_set_by_its_name(tmp_path, capsys):
@@ -323,6 +324,16 @@ def test_a_run_without_labels_is_probed_on_another_data_set_by_its_name(tmp_path
     report = json.loads((tmp_path / "r/report_animals.json").read_text())
     assert list(report["linear"]["rows"]) == [f"{row} on animals" for row in ("raw pixels", "random y", "trained y")]
     assert "trained y on animals" in capsys.readouterr().out
+    assert evaluate.main([str(tmp_path / "r"), *words, "--figures", "curves", "neighbours"]) == 0
+    drawn = {path.name: path for path in (tmp_path / "r" / "figures").iterdir()}
+    assert drawn.keys() == {"scores_animals.png", "codes_animals.png", "neighbours_animals.png"}  # of the training none
+    for path in drawn.values():
+        with Image.open(path) as image:
+            said = image.info["Description"]
+        assert "seed 0. folder, 30 training images 3 x 8 x 8; " in said
+        assert "Shown here: animals, another data set, 24 training and 6 test images." in said
+        assert "was trained on them" not in said
+    capsys.readouterr()
     assert "test images seen in training" not in report["run"]
 
 

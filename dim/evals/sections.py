@@ -18,6 +18,7 @@ from dim.evals.mine import mine
 from dim.evals.ndm import ndm
 from dim.evals.protocol import Kind
 from dim.evals.ratio import spread
+from dim.evals.reconstruction import Reconstruction
 
 KINDS = ("raw", "random", "supervised", "trained")
 ENCODERS = ("random", "trained")  # of which sections have rows where nothing else is asked for
@@ -26,10 +27,11 @@ SEEDS = 3  # of measures and of fine-tuning
 
 class Features:
     """Features of a data set's training and test images by layer, x being pixels, and the encoder that made them
-    (for pixels any)."""
+    (for pixels any). decoded: what decoders made of the test images, by layer, once they were trained."""
 
     def __init__(self, parts: dict[str, tuple[Tensor, Tensor]], encoder: nn.Module):
         self.parts, self.encoder, self.last = parts, encoder, ("", (Tensor(), Tensor()))
+        self.decoded: dict[str, Reconstruction] = {}
 
     def of(self, layer: str) -> tuple[Tensor, Tensor]:
         """As they are."""
@@ -205,8 +207,8 @@ def decoded(data: Dataset, layers: Sequence[str], encoders: Sequence[str] = ENCO
         begun = time.perf_counter()
         train, test = features.of(layer)
         seen, unseen = (reconstruction.stored(data, part) for part in (data.train, data.test))
-        facts = reconstruction.reconstruction(train, seen, test, unseen).facts
-        return facts | {"seconds": time.perf_counter() - begun}
+        found = features.decoded[layer] = reconstruction.reconstruction(train, seen, test, unseen)
+        return found.facts | {"seconds": time.perf_counter() - begun}
 
     words = (
         f"a decoder trained with L2 on a frozen layer of the {len(data.train):,} training images of {data.name}, MS-SSIM and "

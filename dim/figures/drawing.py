@@ -163,11 +163,12 @@ def needed() -> None:
     require("matplotlib", "a figure")
 
 
-def save(path: Path, title: str, panels: Sequence[Panel], caption: Sequence[str]) -> Path:
-    """Draw a page into a PNG file, its words inside as metadata too. UserError where it cannot be written."""
+def save(path: Path, title: str, panels: Sequence[Panel], caption: Sequence[str], source: str = "") -> Path:
+    """Draw a page into a PNG file, its words inside as metadata too. UserError where it cannot be written. source: what it was
+    made of, for `source_of`."""
     from matplotlib import rc_context
 
-    words = {"Title": title, "Description": "\n".join(caption)}
+    words = {"Title": title, "Description": "\n".join(caption)} | ({"Source": source} if source else {})
     try:
         path.parent.mkdir(exist_ok=True)
         with rc_context(LOOK), replacing(path) as file:
@@ -175,6 +176,17 @@ def save(path: Path, title: str, panels: Sequence[Panel], caption: Sequence[str]
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
     return path
+
+
+def source_of(path: Path) -> str:
+    """What a picture was made of, as `save` wrote it; "" where there is none that says it."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.info.get("Source", "")
+    except OSError:
+        return ""
 
 
 def page(title: str, panels: Sequence[Panel], caption: Sequence[str]) -> "Figure":
