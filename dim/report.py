@@ -108,10 +108,14 @@ def listing(part: dict) -> str:
     return "\n".join(lines)
 
 
+SHOWN = {"converged": "share of seeds converged"}  # what a key alone would not say
+
+
 def values_of(part: dict) -> tuple[list[str], dict[str, list[str]]]:
     """The names of a measure's plain numbers, and for each row their text."""
     keys = list(dict.fromkeys(key for row in part["rows"].values() for key in row if plain(row[key])))
-    return keys, {name: [number(row.get(key)) for key in keys] for name, row in part["rows"].items()}
+    rows = {name: [number(row.get(key)) for key in keys] for name, row in part["rows"].items()}
+    return [SHOWN.get(key, key) for key in keys], rows
 
 
 def headline(part: dict) -> str:

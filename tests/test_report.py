@@ -94,6 +94,23 @@ def test_markdown_and_text_show_every_number_with_its_spread():
         assert said in text
 
 
+def test_measures_are_tables_too_in_text_and_in_markdown():
+    one = {"mi_nats": 2.25, "sd": 0.125, "converged": 2 / 3, "runs": [{"mi_nats": 2.0}], "seconds": 3.0}
+    content = {"run": RUN, "mine": {"protocol": "how it is measured", "rows": {"random x:y": one, "trained x:y": one}}}
+    lines = report.markdown(content, "runs/a").splitlines()
+    place = lines.index("## mine")
+    assert lines[place + 1 :] == [
+        *("", "how it is measured.", ""),
+        "|  | mi_nats | sd | share of seeds converged | seconds |",
+        "| --- | --- | --- | --- | --- |",
+        "| random x:y | 2.250 | 0.125 | 0.667 | 3.000 |",
+        "| trained x:y | 2.250 | 0.125 | 0.667 | 3.000 |",
+    ]
+    shown = report.table(content["mine"])
+    for said in ("how it is measured", "share of seeds converged", "trained x:y", "2.250", "0.125", "0.667"):
+        assert said in shown
+
+
 def of_run(seed=0, config=(), rows=(), **run):
     """The report of a run with its seed's weights: {row: accuracy}."""
     config = RUN["config"] | dict(config)

@@ -10,6 +10,7 @@ from conftest import made_data
 from torch import nn
 
 from dim import datasets
+from dim.build import PROBES
 from dim.config import Data, UserError
 from dim.encoders import Encoder
 from dim.evals import mlp, protocol, sections
@@ -107,18 +108,22 @@ def test_stl10_is_fine_tuned_on_all_labels_and_on_each_official_fold_or_on_any_n
     """The paper's column SS. No label chooses anything, so a class's every label can be asked for: 6 in these files."""
     small_sets.stl10(monkeypatch, tmp_path)
     stl10 = datasets.stl10(Data("stl10", str(tmp_path), fit="resize"), 8)
-    given, once = [], partial(sections.finetune.finetune, steps=1)
-    monkeypatch.setattr(sections.finetune, "finetune", lambda *a, **k: given.append((a[2], k["seed"])) or once(*a, **k))
-    seen = Features({}, Encoder("small8x8", 3))
+    given, results, before = [], [], partial(sections.finetune.finetune, steps=1)
+
+    def noted(encoder, data, labels, view, seed, **settings):
+        given.append((labels, seed))
+        results.append(before(encoder, data, labels, view, seed=seed, **settings))
+        return results[-1]
+
+    monkeypatch.setattr(sections.finetune, "finetune", noted)
     section = sections.fine_tuned(stl10, ["y"], [], {}, None)
-    cells_ = cells(section, seen)["trained y"]
+    cells_ = cells(section, Features({}, Encoder("small8x8", 3)))["trained y"]
     assert section.heading["labels"] == list(cells_) == ["all", "folds"]
     assert given[:3] == [(None, 0), (None, 1), (None, 2)]
     assert [seed for _, seed in given[3:]] == list(range(10))
     assert all(torch.equal(index, fold) for (index, _), fold in zip(given[3:], stl10.folds, strict=True))
-    each = [once(seen.encoder, stl10, fold, layer="y", seed=k) for k, fold in enumerate(stl10.folds)]
-    assert {run["labels"] for run in each} == {20}
-    scores = [run["accuracy"] for run in each]
+    assert [run["labels"] for run in results] == [60] * 3 + [20] * 10
+    scores = [run["accuracy"] for run in results[3:]]
     assert cells_["folds"]["accuracy"] == pytest.approx(statistics.fmean(scores))
     assert cells_["folds"]["sd"] == pytest.approx(statistics.stdev(scores))
     for words in ("on all 60 labels", "over 3 seeds; folds: over the 10 official folds of 20 labels"):
@@ -128,6 +133,29 @@ def test_stl10_is_fine_tuned_on_all_labels_and_on_each_official_fold_or_on_any_n
         sections.fine_tuned(stl10, ["y"], [7], {}, None)
     with pytest.raises(UserError, match="from 1 to 5 in each beside the validation part"):
         protocol.columns_for(stl10, [6])  # a probe's knob is chosen on labels of its own
+
+
+def test_protocols_say_what_a_reader_must_know():
+    data = made_data()
+    of_decoder = sections.decoded(data, ["y"]).heading["protocol"]
+    assert (
+        "one decoder a row, of 2,000 steps, its weights and the order of images of seed 0, so there is no spread" in of_decoder
+    )
+    measures = (sections.mutual_information(data, [("x", "y")]), sections.total_correlation(data, ["y"]))
+    for said in (of_decoder, *(section.heading["protocol"] for section in measures)):
+        for words in (
+            "same net with its first weights (random;",
+            "where asked for, trained with labels (supervised)",
+            "raw pixels",
+        ):
+            assert words in said
+    assert (
+        sections.probe("svm", PROBES["svm"], data, ["y"], [], 0)
+        .heading["protocol"]
+        .startswith(
+            "made, 60 test images, a linear SVM, squared hinge (the paper's has the hinge), one class against the rest, on frozen"
+        )
+    )
 
 
 def test_the_papers_mlp_sees_features_as_they_are(made, monkeypatch):

@@ -155,7 +155,7 @@ def mutual_information(data: Dataset, pairs: Sequence[tuple[str, str]], encoders
 
     words = (
         f"mutual information in nats between layers (x: pixels) of the {len(data.train):,} training images of {data.name}: "
-        f"{HELD_OUT}; an encoder that tells n images apart has log n on them, and no n images certify more"
+        f"{HELD_OUT}; an encoder that tells n images apart has log n on them, and no n images certify more; {BESIDE}"
     )
     rows = [Row(f"{kind} {a}:{b}", kind, (a, b), partial(act, a, b)) for kind in encoders for a, b in pairs]
     return Section("mine", {"protocol": words}, rows)
@@ -172,7 +172,7 @@ def total_correlation(data: Dataset, layers: Sequence[str], encoders: Sequence[s
     words = (
         f"total correlation in nats of the dimensions of a layer, over the {len(data.train):,} training images of {data.name}, "
         "as it is and through the prior's sigmoid, which cannot change it but can hide it from a critic: "
-        f"{HELD_OUT}; 0: independent"
+        f"{HELD_OUT}; 0: independent; {BESIDE}"
     )
     rows = [
         Row(f"{kind} {layer}{', squashed' * squash}", kind, (layer,), partial(act, layer, squash))
@@ -186,6 +186,10 @@ def total_correlation(data: Dataset, layers: Sequence[str], encoders: Sequence[s
 HELD_OUT = (
     "a critic trained with jsd on a third, its stop chosen on a third, read out as Donsker-Varadhan on a third that it never "
     f"saw; mean and standard deviation over {SEEDS} seeds, each with its own thirds"
+)
+BESIDE = (
+    "beside the run's encoder (trained) the same net with its first weights (random; BatchNorm statistics set on training images) "
+    "and, where asked for, trained with labels (supervised); raw pixels have no row of their own"
 )
 
 
@@ -213,7 +217,8 @@ def decoded(data: Dataset, layers: Sequence[str], encoders: Sequence[str] = ENCO
     words = (
         f"a decoder trained with L2 on a frozen layer of the {len(data.train):,} training images of {data.name}, MS-SSIM and "
         f"mean squared error of the {len(data.test):,} test images; mean image: the mean training image in place of each "
-        "reconstruction"
+        f"reconstruction; one decoder a row, of {reconstruction.STEPS:,} steps, its weights and the order of images of seed 0, so "
+        f"there is no spread; {BESIDE}"
     )
     rows = [Row(f"{kind} {layer}", kind, (layer,), partial(act, layer)) for kind in encoders for layer in layers]
     return Section("reconstruction", {"protocol": words}, rows)
