@@ -188,8 +188,8 @@ HELD_OUT = (
     f"saw; mean and standard deviation over {SEEDS} seeds, each with its own thirds"
 )
 BESIDE = (
-    "beside the run's encoder (trained) the same net with its first weights (random; BatchNorm statistics set on training images) "
-    "and, where asked for, trained with labels (supervised); raw pixels have no row of their own"
+    "beside the run's encoder (trained) the same net with its first weights (random; BatchNorm statistics set on training "
+    "images) and, where asked for, trained with labels (supervised); raw pixels have no row of their own"
 )
 
 
@@ -217,8 +217,8 @@ def decoded(data: Dataset, layers: Sequence[str], encoders: Sequence[str] = ENCO
     words = (
         f"a decoder trained with L2 on a frozen layer of the {len(data.train):,} training images of {data.name}, MS-SSIM and "
         f"mean squared error of the {len(data.test):,} test images; mean image: the mean training image in place of each "
-        f"reconstruction; one decoder a row, of {reconstruction.STEPS:,} steps, its weights and the order of images of seed 0, so "
-        f"there is no spread; {BESIDE}"
+        f"reconstruction; one decoder a row, of {reconstruction.STEPS:,} steps, its weights and order of images of seed 0: no "
+        f"spread; {BESIDE}"
     )
     rows = [Row(f"{kind} {layer}", kind, (layer,), partial(act, layer)) for kind in encoders for layer in layers]
     return Section("reconstruction", {"protocol": words}, rows)
