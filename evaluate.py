@@ -47,6 +47,8 @@ def evaluate(folder: Path, chosen: argparse.Namespace, config: Config, known: di
     encoder = trained_encoder(config, data.shape, state, chosen.weights, folder)
     found: dict = {}
     decoded: dict = {}
+    numbers: dict[str, float] = {}
+    pictures: dict[str, Path] = {}
     other = other_data(config, data, state["data"])
     if chosen.probes or chosen.measures:
         path = folder / ("_".join(["report", *["average"] * (chosen.weights == "average"), *[other] * bool(other)]) + ".json")
@@ -54,12 +56,8 @@ def evaluate(folder: Path, chosen: argparse.Namespace, config: Config, known: di
         found = report.opened(path, facts, chosen.force)
         decoded = measure(path, chosen, config, data, encoder, found, known, f" on {other}" * bool(other))
         print(f"saved as {path} and .md")
-        if config.run.wandb != "off" and state.get("tracking_id"):
-            tracker = tracking.start(
-                config, folder, state["tracking_id"], lambda text: print(f"warning: {text}", file=sys.stderr)
-            )
-            tracker.results(report.numbers(found))
-            tracker.finish()
+        part = path.stem.removeprefix("report").removeprefix("_")  # "average", "cifar100": numbers beside those of report.json
+        numbers = {"/".join([*[part] * bool(part), key]): value for key, value in report.numbers(found).items()}
     if chosen.features is not None:
         splits = (("train", data.train), ("test", data.test), ("unlabelled", data.unlabelled))
         parts = {name: images for name, images in splits if images is not None and len(images)}
@@ -69,6 +67,11 @@ def evaluate(folder: Path, chosen: argparse.Namespace, config: Config, known: di
         more = {"decoded": decoded.get("y"), "force": chosen.force} if name == "reconstruction" else {}
         for path in FIGURES[name](folder, config, data, state, other, **more):
             print(f"saved as {path}")
+            pictures[f"figures/{path.stem}"] = path
+    if (numbers or pictures) and config.run.wandb != "off" and state.get("tracking_id"):
+        tracker = tracking.start(config, folder, state["tracking_id"], lambda text: print(f"warning: {text}", file=sys.stderr))
+        tracker.results(numbers, pictures)
+        tracker.finish()
     return found
 
 

@@ -157,14 +157,17 @@ def markdown(content: dict, name: str) -> str:
 
 
 def numbers(content: dict) -> dict[str, float]:
-    """Accuracies, in [0, 1], and measures of a report by their path, such as "linear/trained fc/all"."""
-    accuracies = {
-        f"{title}/{name}/{column}": cell["accuracy"]
+    """Accuracies, in [0, 1], and measures of a report by their path, such as "linear/trained fc/all", and beside those that
+    are means their standard deviations, such as "linear/trained fc/resamples/sd"."""
+    cells = {
+        f"{title}/{name}/{column}": cell
         for title, part in sections(content).items()
         for name, row in part["rows"].items()
         for column, cell in row.items()
     }
-    return accuracies | {
+    accuracies = {path: cell["accuracy"] for path, cell in cells.items()}
+    spreads = {f"{path}/sd": cell["sd"] for path, cell in cells.items() if cell["sd"] is not None}
+    return {**accuracies, **spreads} | {
         f"{title}/{name}/{key}": value
         for title, part in measured(content).items()
         for name, row in part["rows"].items()
