@@ -356,7 +356,9 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (MemoryError, torch.OutOfMemoryError, OSError) as error:
+    except (MemoryError, torch.OutOfMemoryError, OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise  # a fault of dim's own, with its traceback
         if isinstance(error, BrokenPipeError):  # someone reads the head of the output only; reports are saved before
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115, Python flushes it once more at its end
             return 1

@@ -9,11 +9,13 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import ROOT, tiny
+from conftest import ROOT, made_data, tiny
 
 import evaluate
 import train
-from dim import build
+from dim import build, report
+from dim.average import Average
+from dim.config import Config
 from dim.evals import mlp, protocol, sections
 from dim.evals.features import features, set_statistics
 from dim.evals.reconstruction import Reconstruction
@@ -117,6 +119,59 @@ def test_the_papers_protocol_stands_apart(trained, two_columns, tmp_path, monkey
 
 def read_report(folder) -> dict:
     return json.loads((folder / "report.json").read_text())
+
+
+def test_once_leaves_out_the_column_of_resamples():
+    for words, columns in (([], ["all", "resamples"]), (["--once"], ["all"])):
+        chosen, _ = evaluate.options(["run", *words])
+        (part,) = evaluate.asked_for(chosen, Config(), made_data())
+        assert part.heading["labels"] == columns
+
+
+def test_the_averaged_weights_are_probed_where_they_are_asked_for(tmp_path, monkeypatch, capsys):
+    few = protocol.Columns(few=(10,), draws=2, knobs={"k": 5}, resampled=False)
+    monkeypatch.setitem(protocol.COLUMNS, "digits", few)
+    folder, words = tmp_path / "r", ["--layers", "y", "--probes", "knn"]
+    assert train.main(tiny(folder, "--train.average", "0.5", "--train.lr", "0.01")) == 0
+    assert evaluate.main([str(folder), *words]) == 0
+    assert evaluate.main([str(folder), *words, "--weights", "average"]) == 0
+    config, state = saved(folder), torch.load(folder / "checkpoint.pt", weights_only=True)
+    data = build.dataset(config)
+    average = Average(build.encoder(config, data.shape), 0.5)
+    average.load_state_dict(state["average"])
+    last, found = (json.loads((folder / name).read_text()) for name in ("report.json", "report_average.json"))
+    assert (last["run"]["weights"], found["run"]["weights"]) == ("last", "average")
+    assert found["run"]["weights_sha256"] == report.digest(average.module.state_dict()) != last["run"]["weights_sha256"]
+    pair = (features(average.module, data, part, layers=["y"])["y"] for part in (data.train, data.test))
+    cells = protocol.probe(build.PROBES["knn"], "y", *protocol.standardised(*pair), data, 0, few)
+    rows, of_last = found["knn"]["rows"], last["knn"]["rows"]
+    assert rows["trained y"]["10"]["accuracy"] == pytest.approx(cells["10"]["accuracy"], abs=0.002)
+    assert rows["trained y"]["10"]["accuracy"] != of_last["trained y"]["10"]["accuracy"]
+    assert rows["random y"]["10"]["accuracy"] == of_last["random y"]["10"]["accuracy"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] data. DefaultCPUAllocator: not enough memory: you tried 8 bytes"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+        OSError(28, "No space left on device"),
+    ],
+)
+def test_a_machine_that_cannot_go_on_is_one_line_and_exit_code_4(error, trained, monkeypatch, capsys):
+    def failing(*_):
+        raise error
+
+    monkeypatch.setattr(evaluate, "evaluate", failing)
+    assert evaluate.main([str(trained)]) == 4
+    err = capsys.readouterr().err
+    assert err.startswith("error: the machine: ")
+    assert err.count("\n") == 1
+    error.args = ("a shape of dim's own",)
+    if isinstance(error, RuntimeError):
+        with pytest.raises(RuntimeError, match="of dim's own"):
+            evaluate.main([str(trained)])
 
 
 def quick(monkeypatch):

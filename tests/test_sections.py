@@ -37,6 +37,18 @@ def test_standardised_features_are_those_of_the_layer_asked_for(made):
     assert made.standardised("a")[0] is made.standardised("a")[0]  # kept
 
 
+def test_a_probe_sees_standardised_features_but_for_the_row_that_says_unscaled(made, monkeypatch):
+    given = {}
+    monkeypatch.setattr(protocol, "probe", lambda kind, name, *pair, **_: given.update({name: pair}))
+    made.parts["x"] = made.of("b")
+    for row in sections.probe("linear", PROBES["linear"], made_data("digits"), ["a"], [], 0).rows:
+        row.act(made)
+    for name, layer in (("raw pixels, unscaled", ""), ("raw pixels", "x"), ("random a", "a"), ("trained a", "a")):
+        expected = protocol.standardised(*made.of(layer)) if layer else made.of("x")
+        assert all(torch.equal(one, other) for one, other in zip(given.pop(name), expected, strict=True))
+    assert not given
+
+
 def estimate(key: str, nats: float) -> dict:
     """What an estimate returns, in short."""
     terms = {"positive_term": nats + 1, "negative_term": 1.0, "standard_error": 0.1, "certifiable_nats": 4.0}
