@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from dim import build, checkpoint, export, grid, report, tracking
 from dim.average import Average
-from dim.config import Config, UserError, built, check, flat, leaves
+from dim.config import Config, UserError, built, check, flat, leaves, require
 from dim.data import Dataset, keys
 from dim.evals import sections
 from dim.evals.features import LAYERS, features, raw_pixels, set_statistics
@@ -41,37 +41,48 @@ def evaluate(folder: Path, chosen: argparse.Namespace, config: Config, known: di
     data = build.dataset(config)
     print(f"{folder}: {state['step']:,} of {state['steps']:,} steps trained")
     fits(folder, state["data"], data)
+    if chosen.probes or chosen.supervised:
+        data.with_labels()
     torch.set_num_threads(1 if len(data.pretraining) < SMALL else THREADS)
     encoder = trained_encoder(config, data.shape, state, chosen.weights, folder)
     found: dict = {}
+    decoded: dict = {}
+    numbers: dict[str, float] = {}
+    pictures: dict[str, Path] = {}
+    other = other_data(config, data, state["data"])
     if chosen.probes or chosen.measures:
-        other = other_data(config, data, state["data"])
         path = folder / ("_".join(["report", *["average"] * (chosen.weights == "average"), *[other] * bool(other)]) + ".json")
-        facts = run_facts(config, data.with_labels(), encoder, state, chosen.weights)
+        facts = run_facts(config, data, encoder, state, chosen.weights)
         found = report.opened(path, facts, chosen.force)
-        measure(path, chosen, config, data, encoder, found, known, f" on {other}" * bool(other))
+        decoded = measure(path, chosen, config, data, encoder, found, known, f" on {other}" * bool(other))
         print(f"saved as {path} and .md")
-        if config.run.wandb != "off" and state.get("tracking_id"):
-            tracker = tracking.start(
-                config, folder, state["tracking_id"], lambda text: print(f"warning: {text}", file=sys.stderr)
-            )
-            tracker.results(report.numbers(found))
-            tracker.finish()
+        part = path.stem.removeprefix("report").removeprefix("_")  # "average", "cifar100": numbers beside those of report.json
+        numbers = {"/".join([*[part] * bool(part), key]): value for key, value in report.numbers(found).items()}
     if chosen.features is not None:
         splits = (("train", data.train), ("test", data.test), ("unlabelled", data.unlabelled))
         parts = {name: images for name, images in splits if images is not None and len(images)}
         export.save_features(chosen.features, parts, encoder, data, chosen.layers or LAYERS)
         print(f"saved as {chosen.features}")
     for name in chosen.figures:
-        for path in FIGURES[name](folder, config, data, state):
+        more = {"decoded": decoded.get("y"), "force": chosen.force} if name == "reconstruction" else {}
+        for path in FIGURES[name](folder, config, data, state, other, **more):
             print(f"saved as {path}")
+            pictures[f"figures/{path.stem}"] = path
+    if (numbers or pictures) and config.run.wandb != "off" and state.get("tracking_id"):
+        tracker = tracking.start(config, folder, state["tracking_id"], lambda text: print(f"warning: {text}", file=sys.stderr))
+        tracker.results(numbers, pictures)
+        tracker.finish()
     return found
 
 
 def measure(
     path: Path, chosen: argparse.Namespace, config: Config, data: Dataset, encoder: nn.Module, found: dict, known: dict, on: str
-) -> None:
-    """Every probe and measure asked for, into the report at a path; what it has is not done again. on: " on <other data>"."""
+) -> dict:
+    """Every probe and measure asked for, into the report at a path; what it has is not done again. on: " on <other data>".
+
+    Returns what decoders of the trained encoder's layers made of the test images, by layer, where they were trained now.
+    """
+    decoded: dict = {}
     parts = asked_for(chosen, config, data)
     if chosen.supervised:
         how = with_labels(config, found["run"]["steps"])
@@ -102,6 +113,7 @@ def measure(
                 rows[title][row.name + on] = row.act(seen)
                 report.save(path, found)
                 bar.update()
+            decoded = seen.decoded if kind == "trained" else decoded
     for part in parts:
         names = [row.name + on for row in part.rows]
         found[part.title]["rows"] = {name: rows[part.title][name] for name in dict.fromkeys([*names, *rows[part.title]])}
@@ -111,6 +123,7 @@ def measure(
         print(report.table(found[part.title]), report.headline(found[part.title]) if part.title == "linear" else "", sep="\n")
     if images := found["run"].get("test images seen in training"):
         print(f"warning: {images} of {len(data.test)} test images trained the encoder, without their labels", file=sys.stderr)
+    return decoded
 
 
 def asked_for(chosen: argparse.Namespace, config: Config, data: Dataset) -> list[Section]:
@@ -159,7 +172,7 @@ def compare(reports: dict[str, dict]) -> None:
         file.write(report.compared(found).encode())
     print(report.compared(found), f"saved as {place / 'comparison.json'} and .md", sep="\n")
     try:
-        print(f"saved as {comparison.draw(place / 'comparison.png', found, report.chance(reports))}")
+        print(f"saved as {comparison.draw(place / 'comparison.png', found)}")
     except UserError as error:  # the numbers stand without their picture
         print(f"no comparison.png: {error}")
 
@@ -237,21 +250,10 @@ def trained_encoder(config: Config, shape: tuple[int, int, int], state: dict, we
                 f"{folder} kept no average of its weights: train it with --train.average 0.999, or take --weights last"
             )
         average = Average(encoder, config.train.average)
-        fill(average, state["average"], folder)
+        checkpoint.fill(average, state["average"], folder)
         return average.module
-    fill(encoder, state["encoder"], folder)
+    checkpoint.fill(encoder, state["encoder"], folder)
     return encoder
-
-
-def fill(module: nn.Module, weights: dict, folder: Path) -> None:
-    """Load weights; UserError where they are not those of the module, or not finite."""
-    try:
-        module.load_state_dict(weights)
-    except RuntimeError as error:
-        why = one_line(str(error), 200)
-        raise UserError(f"{folder}/checkpoint.pt does not fit {folder}/config.yaml, or one is damaged: {why}") from None
-    if not all(bool(t.isfinite().all()) for t in module.state_dict().values()):
-        raise UserError(f"{folder}/checkpoint.pt holds weights that are not finite: it is damaged")
 
 
 def first_encoder(config: Config, shape: tuple[int, int, int]) -> nn.Module:
@@ -289,7 +291,7 @@ def options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         type=int,
         default=[],
         metavar="N",
-        help="columns of probes that are given N labels a class",
+        help="columns of probes that are given N labels a class; without, finetune takes all labels, and each official fold",
     )
     parser.add_argument(
         "--unlabelled", nargs="+", choices=LOSSES, default=[], help="finetune: losses on unlabelled images, weight 1 each"
@@ -307,7 +309,7 @@ def options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--once", action="store_true", help="probes without the column of resamples; of grids always")
     parser.add_argument("--force", action="store_true", help="measure anew what the report has")
     parser.add_argument("--weights", choices=["last", "average"], default="last", help="the last, or the run's train.average")
-    parser.add_argument("--figures", nargs="+", choices=list(FIGURES), default=[], help="pictures, as PNG files in RUN/figures")
+    parser.add_argument("--figures", nargs="+", choices=list(FIGURES), default=[], help=PICTURES)
     parser.add_argument(
         "--export", type=Path, metavar="FILE", help="write the encoder: .safetensors for dim.load_encoder, .onnx"
     )
@@ -318,6 +320,12 @@ def options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         chosen.probes = ["mlp" if chosen.protocol == "paper" else "linear"]
     chosen.quiet = False  # whether a run's tables are in its report only
     return chosen, rest
+
+
+PICTURES = (
+    "pictures, as PNG files in RUN/figures; drawn anew each time, which takes seconds, but for reconstruction, whose decoder "
+    "takes minutes: a picture of the same weights and images stays"
+)
 
 
 def main(argv: list[str]) -> int:
@@ -342,12 +350,14 @@ def main(argv: list[str]) -> int:
                     reports[str(folder)] = evaluate(folder, chosen, config, known)
             if grids:
                 draw_grid(place, configs, {str(run): reports[str(run)] for run in configs if str(run) in reports})
-        if len(chosen.runs) > 1 and chosen.probes and not grids:
+        if len(chosen.runs) > 1 and (chosen.probes or chosen.measures) and not grids:
             compare(reports)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (MemoryError, torch.OutOfMemoryError, OSError) as error:
+    except (MemoryError, torch.OutOfMemoryError, OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise  # a fault of dim's own, with its traceback
         if isinstance(error, BrokenPipeError):  # someone reads the head of the output only; reports are saved before
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115, Python flushes it once more at its end
             return 1
@@ -419,6 +429,12 @@ def check_options(chosen: argparse.Namespace) -> None:
         raise UserError("--labels-per-class belongs to probes: give --probes linear or another")
     if chosen.unlabelled and "finetune" not in chosen.probes:
         raise UserError("--unlabelled belongs to fine-tuning: give --probes finetune too")
+    if chosen.figures:
+        require("matplotlib", "a figure")
+    if "embedding" in chosen.figures:
+        require("sklearn", "an embedding", "scikit-learn")
+    if "reconstruction" in (*chosen.measures, *chosen.figures):
+        require("torchmetrics", "MS-SSIM")
     if chosen.figures and chosen.weights == "average":
         raise UserError("--figures show the last weights: leave out --weights average")
     for flag, path, suffixes in (

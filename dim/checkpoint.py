@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
+from torch import nn
 
 from dim.config import UserError
 
@@ -157,9 +158,7 @@ def locked(folder: Path) -> Iterator[None]:
     with open(path, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not path.exists() or not os.path.samestat(
-                os.fstat(file.fileno()), path.stat()
-            ):  # its owner ended, and unlinked it, in between
+            if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):  # unlinked by its owner
                 raise BlockingIOError
         except BlockingIOError:
             file.seek(0)
@@ -171,3 +170,14 @@ def locked(folder: Path) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+def fill(module: nn.Module, weights: dict, folder: Path) -> None:
+    """Load weights of the run in a folder; UserError where they are not those of the module, or not finite."""
+    try:
+        module.load_state_dict(weights)
+    except (RuntimeError, TypeError, AttributeError) as error:  # of other shapes or names; no weights at all
+        why = " ".join(str(error).split())[:200]
+        raise UserError(f"{folder}/checkpoint.pt does not fit {folder}/config.yaml, or one is damaged: {why}") from None
+    if not all(bool(t.isfinite().all()) for t in module.state_dict().values()):
+        raise UserError(f"{folder}/checkpoint.pt holds weights that are not finite: it is damaged")

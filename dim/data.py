@@ -141,8 +141,9 @@ class Dataset:
         """Itself; UserError where there is nothing to probe."""
         if not self.classes:
             raise UserError(
-                f"{self.name} has no labels to probe: give one folder a class with --data.labels folders, or train with "
-                "--run.probe_every 0 and take the features with evaluate.py RUN --features FILE.npz"
+                f"{self.name} has no labels to probe: give one folder a class with --data.labels folders; or train with "
+                "--run.probe_every 0, then probe another data set with evaluate.py RUN --data.name NAME --data.root DIR, or "
+                "take the features with --features FILE.npz"
             )
         return self
 

@@ -108,10 +108,14 @@ def listing(part: dict) -> str:
     return "\n".join(lines)
 
 
+SHOWN = {"converged": "share of seeds converged"}  # what a key alone would not say
+
+
 def values_of(part: dict) -> tuple[list[str], dict[str, list[str]]]:
     """The names of a measure's plain numbers, and for each row their text."""
     keys = list(dict.fromkeys(key for row in part["rows"].values() for key in row if plain(row[key])))
-    return keys, {name: [number(row.get(key)) for key in keys] for name, row in part["rows"].items()}
+    rows = {name: [number(row.get(key)) for key in keys] for name, row in part["rows"].items()}
+    return [SHOWN.get(key, key) for key in keys], rows
 
 
 def headline(part: dict) -> str:
@@ -153,14 +157,17 @@ def markdown(content: dict, name: str) -> str:
 
 
 def numbers(content: dict) -> dict[str, float]:
-    """Accuracies, in [0, 1], and measures of a report by their path, such as "linear/trained fc/all"."""
-    accuracies = {
-        f"{title}/{name}/{column}": cell["accuracy"]
+    """Accuracies, in [0, 1], and measures of a report by their path, such as "linear/trained fc/all", and beside those that
+    are means their standard deviations, such as "linear/trained fc/resamples/sd"."""
+    cells = {
+        f"{title}/{name}/{column}": cell
         for title, part in sections(content).items()
         for name, row in part["rows"].items()
         for column, cell in row.items()
     }
-    return accuracies | {
+    accuracies = {path: cell["accuracy"] for path, cell in cells.items()}
+    spreads = {f"{path}/sd": cell["sd"] for path, cell in cells.items() if cell["sd"] is not None}
+    return {**accuracies, **spreads} | {
         f"{title}/{name}/{key}": value
         for title, part in measured(content).items()
         for name, row in part["rows"].items()
@@ -238,12 +245,23 @@ def common(names: Sequence[str]) -> str:
 WHOSE = {"raw": "raw pixels", "random": "random encoder", "supervised": "supervised encoder"}
 
 
-def comparison(reports: Mapping[str, dict]) -> dict:
-    """{section: {row of baselines or name of a group: {features: {"mean", "sd": over seeds or None, "seeds"}}}}.
+MEASURES = {  # what a comparison shows of a measure: its number, and what that is
+    "mine": ("mi_nats", "mutual information in nats"),
+    "ndm": ("total_correlation_nats", "total correlation in nats"),
+    "reconstruction": ("ms_ssim", "MS-SSIM, 1 for equal images"),
+}
 
-    Accuracies of all labels, or where a section has none a table for each number of labels. Trained features stand under their
-    group's name; raw pixels and the other encoders under theirs, over seeds; where these differ between groups in more than
-    seeds (another architecture, other images), each names the first of its groups.
+
+def comparison(reports: Mapping[str, dict]) -> dict:
+    """{"runs": by name of a group of runs {"data", "weights", "seeds": [..]}, "tables": {section: a table}}.
+
+    A table: {"of": the quantity with its unit, "percent": whether shares are to be shown in per cent, "chance": of an accuracy
+    where it is the same for all runs, else None, "protocols": in words, each once, "rows": {row of baselines or name of a
+    group: {features: {"mean", "sd": over training seeds or None, "seeds"}}}}.
+
+    Accuracies are those of all labels, or where a section has none a table for each number of labels. Trained features stand
+    under their group's name; raw pixels and the other encoders under theirs, over seeds; where these differ between groups in
+    more than seeds (another architecture, other images), each names the first of its groups.
     """
     found: dict[str, dict] = {}
     groups = grouped(reports)
@@ -256,18 +274,38 @@ def comparison(reports: Mapping[str, dict]) -> dict:
                     kind, _, layer = row.partition(" ")
                     name = group if kind == "trained" else whose[kind, lineage(kind, content, title)]
                     once = content["run"]["seed"] if kind != "raw" else 0  # pixels have no seed
-                    gathered.setdefault(name, {}).setdefault(layer, {})[once] = cells[column]["accuracy"]
-        found[title if column == "all" else f"{title}, {column} labels a class"] = {
-            name: {layer: spread(list(by_seed.values())) for layer, by_seed in layers.items()}
-            for name, layers in gathered.items()
+                    value = cells[column] if title in MEASURES else cells[column]["accuracy"]
+                    gathered.setdefault(name, {}).setdefault(layer, {})[once] = value
+        parts = [content[title] for content in reports.values() if title in content]
+        of = MEASURES[title][1] if title in MEASURES else "test accuracy in %"
+        chances = {part.get("chance") for part in parts}
+        found[f"{title}, {column} labels a class" if column.isdigit() else title] = {
+            "of": of,
+            "percent": title not in MEASURES,
+            "chance": chances.pop() if len(chances) == 1 else None,
+            "protocols": list(dict.fromkeys(part["protocol"] for part in parts)),
+            "rows": {
+                name: {layer: spread(list(by_seed.values())) for layer, by_seed in layers.items()}
+                for name, layers in gathered.items()
+            },
         }
-    return found
+    return {"runs": {name: about(members) for name, members in groups.items()}, "tables": found}
+
+
+def about(members: Sequence[dict]) -> dict:
+    """What the runs of a group were measured on, and which they are."""
+    first = members[0]["run"]
+    return {"data": first["data"], "weights": first["weights"], "seeds": [member["run"]["seed"] for member in members]}
 
 
 def tables_of(content: dict) -> list[tuple[str, str]]:
-    """(section, column) of each table that a comparison shows."""
-    parts = sections(content).items()
-    return [(title, column) for title, part in parts for column in (["all"] if "all" in part["labels"] else part["labels"])]
+    """(section, column or number) of each table that a comparison shows."""
+    accuracies = [
+        (title, column)
+        for title, part in sections(content).items()
+        for column in (["all"] if "all" in part["labels"] else part["labels"])
+    ]
+    return accuracies + [(title, MEASURES[title][0]) for title in measured(content) if title in MEASURES]
 
 
 def lineage(kind: str, content: dict, title: str) -> tuple:
@@ -288,12 +326,6 @@ def baselines(groups: Mapping[str, list[dict]], title: str) -> dict[tuple, str]:
     return found
 
 
-def chance(reports: Mapping[str, dict]) -> float | None:
-    """The accuracy of a blind guess where it is the same for all of them."""
-    found = {part["chance"] for content in reports.values() for part in sections(content).values()}
-    return found.pop() if len(found) == 1 else None
-
-
 def spread(values: Sequence[float]) -> dict:
     """Mean and standard deviation of values, the latter None for one."""
     sd = statistics.stdev(values) if len(values) > 1 else None
@@ -301,23 +333,43 @@ def spread(values: Sequence[float]) -> dict:
 
 
 def compared(found: dict) -> str:
-    """A comparison as Markdown: a table for each section, mean and standard deviation over seeds in per cent."""
-    lines = [
-        "# Comparison",
-        "",
-        "Test accuracy in %, of all labels where nothing else is said; +- standard deviation over training seeds.",
-    ]
-    for title, rows in found.items():
+    """A comparison as Markdown: what was compared, then a table for each section, mean and sd over training seeds."""
+    lines = ["# Comparison", "", *(f"- {text}" for text in listed(found["runs"])), "", OVER_SEEDS]
+    for title, table in found["tables"].items():
+        rows = table["rows"]
         features = list(dict.fromkeys(layer for cells in rows.values() for layer in cells))
-        lines += ["", f"## {title}", ""]
+        lines += ["", f"## {title}", "", f"{said(table)}.", ""]
         lines += grid(
-            ["", *features], [[name, *(mean_sd(cells.get(layer)) for layer in features)] for name, cells in rows.items()]
+            ["", *features],
+            [[name, *(mean_sd(cells.get(layer), table["percent"]) for layer in features)] for name, cells in rows.items()],
         )
     return "\n".join(lines) + "\n"
 
 
-def mean_sd(cell: dict | None) -> str:
-    """63.2 +- 0.4, in per cent; "" for none."""
+OVER_SEEDS = (
+    "+-: standard deviation over training seeds, where a row is the mean of several runs that differ in nothing else; the "
+    "spread over resamples, or over a measure's own seeds, stands in the report of each run."
+)
+
+
+def listed(runs: Mapping[str, dict]) -> list[str]:
+    """Each group of runs in words."""
+    return [
+        f"{name}: {run['data']}, training seed{'s' * (len(run['seeds']) > 1)} {', '.join(map(str, run['seeds']))}, "
+        f"{run['weights']} weights"
+        for name, run in runs.items()
+    ]
+
+
+def said(table: dict) -> str:
+    """What the numbers of a table are, and how they were measured."""
+    chance = "" if table["chance"] is None else f", chance {100 * table['chance']:g}"
+    return f"{table['of'][0].upper()}{table['of'][1:]}{chance}; {' / '.join(table['protocols'])}"
+
+
+def mean_sd(cell: dict | None, percent: bool) -> str:
+    """63.2 +- 0.4 in per cent, else 0.632 +- 0.004; "" for none."""
     if cell is None:
         return ""
-    return f"{100 * cell['mean']:.1f}" + ("" if cell["sd"] is None else f" +- {100 * cell['sd']:.1f}")
+    one = (lambda value: f"{100 * value:.1f}") if percent else number
+    return one(cell["mean"]) + ("" if cell["sd"] is None else f" +- {one(cell['sd'])}")

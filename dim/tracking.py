@@ -48,9 +48,15 @@ class Tracker:
         """What `metrics.last_and_best` says; the last values wandb keeps itself."""
         self.attempt(lambda run: run.summary.update({"best": summary["best"]}))
 
-    def results(self, numbers: dict[str, float]) -> None:
-        """What an evaluation measured, into the run's summary."""
-        self.attempt(lambda run: run.summary.update(numbers))
+    def results(self, numbers: dict[str, float], pictures: dict[str, Path]) -> None:
+        """What an evaluation measured and drew, into the run's summary: numbers, and PNG files by name."""
+
+        def act(run: Any) -> None:
+            from wandb import Image
+
+            run.summary.update({**numbers, **{name: Image(str(path)) for name, path in pictures.items()}})
+
+        self.attempt(act)
 
     def finish(self) -> None:
         """The run is complete. One that ends otherwise is closed by wandb when the process ends, with its exit code."""

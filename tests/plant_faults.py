@@ -125,6 +125,16 @@ FAULTS = (
     Fault("streamed images in the order of their files", "folder", "[chunk.tolist() for chunk in index.split(size)]", "[chunk.tolist() for chunk in index.sort()[0].split(size)]", "folder"),
     Fault("damage passed over in a streamed run", "folder", "raise UserError(f\"{self.names[chunk", "print(f\"{self.names[chunk", "folder"),
     Fault("folds that are given every label", "evals/protocol", 'found["folds"] = list(data.folds)', 'found["folds"] = [torch.arange(len(data.train))] * len(data.folds)', "protocol"),
+    Fault("raw pixels standardised where they are said not to be", "evals/sections", "features.of(layer) if name == protocol.UNSCALED else", "features.standardised(layer) if name == protocol.UNSCALED else", "sections"),
+    Fault("fine-tuning on other images than the official folds", "evals/sections", 'columns["folds"] = data.folds', 'columns["folds"] = [None] * 10', "sections"),
+    Fault("a comparison that shows nats as per cent", "report", '"percent": title not in MEASURES', '"percent": True', "report"),
+    Fault("measures left out of report.md", "report", "    for title, part in measured(content).items():\n        keys", "    for title, part in ():\n        keys", "report"),
+    Fault("a caption that calls the shown data the training data", "figures/captions", "{trained['name']}", "{data.name}", "embedding"),
+    Fault("a picture of other data over the run's own", "figures/samples", "[name, *[other] * bool(other)]", "[name]", "embedding"),
+    Fault("a second decoder for the picture of the first", "figures/reconstruction", "if decoded is not None and", "if False and", "reconstruction"),
+    Fault("damaged critics with a traceback", "figures/curves", 'checkpoint.fill(objective, state["objective"], folder)', 'objective.load_state_dict(state["objective"])', "figures"),
+    Fault("the averaged weights replaced by the last", "../evaluate", "state, chosen.weights, folder)\n    found", 'state, "last", folder)\n    found', "evaluate"),
+    Fault("resamples although once is asked for", "../evaluate", "resampled=not chosen.once", "resampled=True", "evaluate"),
     Fault("an update with a gradient that is not finite", "guard", "optimizer.found_inf, ", "optimizer.found_, ", "train"),
     Fault("a resumed run draws the first batches again", "../train", "epoch, place = divmod(step, epoch_steps)", "epoch, place = divmod(step - start, epoch_steps)", "train"),
     Fault("a key given twice wins last", "reading", "if twice is not None:", "if False:", "config"),
@@ -144,7 +154,7 @@ def main() -> int:
 
 
 def shown(fault: Fault) -> str:
-    return "train.py" if fault.file == "../train" else f"dim/{fault.file}.py"
+    return f"{fault.file[3:]}.py" if fault.file.startswith("../") else f"dim/{fault.file}.py"
 
 
 def planted(fault: Fault) -> list[str]:

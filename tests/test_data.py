@@ -90,5 +90,7 @@ def test_larger_images_are_centre_cropped_or_resized_when_they_are_measured():
 def test_without_labels_there_is_nothing_to_probe():
     labelled = Dataset("made", split_of(4), split_of(4), 5)
     assert labelled.with_labels() is labelled
-    with pytest.raises(UserError, match=r"made has no labels to probe: .*--data.labels folders.*probe_every"):
+    with pytest.raises(
+        UserError, match=r"made has no labels to probe: .*--data.labels folders.*probe_every.*--data.name NAME --data.root DIR"
+    ):
         replace(labelled, classes=0).with_labels()

@@ -1,6 +1,7 @@
 """The embedding: clouds stay clouds, and the picture says what it shows."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 from untrained import saved_pages, untrained
 
 from dim.config import UserError
+from dim.data import Split
 from dim.figures import drawing, samples
 from dim.figures import embedding as figure
 from dim.figures.drawing import Scatter
@@ -95,6 +97,21 @@ def test_the_picture_shows_the_points_with_their_labels(tmp_path, pages):
         pixels = np.asarray(image.convert("L"))
     assert (pixels[:, -20:] > 250).all()
     assert (pixels[:, :20] > 250).all()
+
+
+def test_other_images_than_the_encoder_was_trained_on_are_said_and_leave_the_runs_own_picture(tmp_path, pages):
+    config, data, state = untrained()
+    shown = replace(data, name="mnist", train=Split(data.train.images[:40], data.train.labels[:40]))
+    (own,) = figure.draw(tmp_path, config, data, state)
+    (path,) = figure.draw(tmp_path, config, shown, state, "mnist")
+    assert (own.name, path.name) == ("embedding.png", "embedding_mnist.png")
+    (*_, of_own), (_, _, (panel,), of_other) = pages
+    assert "seed 0. digits, 80 training images 1 x 8 x 8; " in of_own[0]
+    assert "Shown here" not in of_own[0]
+    assert "seed 0. digits, 80 training images 1 x 8 x 8; " in of_other[0]
+    assert of_other[0].endswith(" Shown here: mnist, another data set, 40 training and 30 test images.")
+    assert of_other[1].startswith("All 30 mnist test images, not augmented")
+    assert panel.title == "30 mnist test images"
 
 
 def test_each_point_is_the_code_of_an_image_with_its_label(tmp_path, pages, monkeypatch):

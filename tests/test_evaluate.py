@@ -9,13 +9,16 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import ROOT, tiny
+from conftest import ROOT, made_data, tiny
 
 import evaluate
 import train
-from dim import build, checkpoint
+from dim import build, checkpoint, report
+from dim.average import Average
+from dim.config import Config
 from dim.evals import mlp, protocol, sections
 from dim.evals.features import features, set_statistics
+from dim.evals.reconstruction import Reconstruction
 from dim.reading import saved
 
 
@@ -114,6 +117,63 @@ def test_the_papers_protocol_stands_apart(trained, two_columns, tmp_path, monkey
     assert "compared with the paper only" in capsys.readouterr().out.replace("\n", " ")
 
 
+def read_report(folder) -> dict:
+    return json.loads((folder / "report.json").read_text())
+
+
+def test_once_leaves_out_the_column_of_resamples():
+    for words, columns in (([], ["all", "resamples"]), (["--once"], ["all"])):
+        chosen, _ = evaluate.options(["run", *words])
+        (part,) = evaluate.asked_for(chosen, Config(), made_data())
+        assert part.heading["labels"] == columns
+
+
+def test_the_averaged_weights_are_probed_where_they_are_asked_for(tmp_path, monkeypatch, capsys):
+    few = protocol.Columns(few=(10,), draws=2, knobs={"k": 5}, resampled=False)
+    monkeypatch.setitem(protocol.COLUMNS, "digits", few)
+    folder, words = tmp_path / "r", ["--layers", "y", "--probes", "knn"]
+    assert train.main(tiny(folder, "--train.average", "0.5", "--train.lr", "0.01")) == 0
+    assert evaluate.main([str(folder), *words]) == 0
+    assert evaluate.main([str(folder), *words, "--weights", "average"]) == 0
+    config, state = saved(folder), checkpoint.load(folder)
+    data = build.dataset(config)
+    average = Average(build.encoder(config, data.shape), 0.5)
+    average.load_state_dict(state["average"])
+    last, found = (json.loads((folder / name).read_text()) for name in ("report.json", "report_average.json"))
+    assert (last["run"]["weights"], found["run"]["weights"]) == ("last", "average")
+    assert found["run"]["weights_sha256"] == report.digest(average.module.state_dict()) != last["run"]["weights_sha256"]
+    pair = (features(average.module, data, part, layers=["y"])["y"] for part in (data.train, data.test))
+    cells = protocol.probe(build.PROBES["knn"], "y", *protocol.standardised(*pair), data, 0, few)
+    rows, of_last = found["knn"]["rows"], last["knn"]["rows"]
+    assert rows["trained y"]["10"]["accuracy"] == pytest.approx(cells["10"]["accuracy"], abs=0.002)
+    assert rows["trained y"]["10"]["accuracy"] != of_last["trained y"]["10"]["accuracy"]
+    assert rows["random y"]["10"]["accuracy"] == of_last["random y"]["10"]["accuracy"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] data. DefaultCPUAllocator: not enough memory: you tried 8 bytes"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+        OSError(28, "No space left on device"),
+    ],
+)
+def test_a_machine_that_cannot_go_on_is_one_line_and_exit_code_4(error, trained, monkeypatch, capsys):
+    def failing(*_):
+        raise error
+
+    monkeypatch.setattr(evaluate, "evaluate", failing)
+    assert evaluate.main([str(trained)]) == 4
+    err = capsys.readouterr().err
+    assert err.startswith("error: the machine: ")
+    assert err.count("\n") == 1
+    error.args = ("a shape of dim's own",)
+    if isinstance(error, RuntimeError):
+        with pytest.raises(RuntimeError, match="of dim's own"):
+            evaluate.main([str(trained)])
+
+
 def quick(monkeypatch):
     """Measures with few steps."""
     monkeypatch.setattr(sections, "SEEDS", 2)
@@ -128,8 +188,22 @@ def test_measures_fill_their_sections_beside_the_random_encoder(trained, tmp_pat
     folder = tmp_path / "r"
     shutil.copytree(trained, folder)
     (folder / "report.json").unlink(missing_ok=True)
-    words = [str(folder), "--measures", "mine", "ndm", "reconstruction", "--pairs", "x:y", "fc:y"]
+    decoders, decoder = [], sections.reconstruction.trained
+    monkeypatch.setattr(sections.reconstruction, "trained", lambda *given: decoders.append(given) or decoder(*given))
+    words = [
+        str(folder),
+        "--measures",
+        "mine",
+        "ndm",
+        "reconstruction",
+        "--pairs",
+        "x:y",
+        "fc:y",
+        "--figures",
+        "reconstruction",
+    ]
     assert evaluate.main(words) == 0
+    assert len(decoders) == 2  # of the random and of the trained y: the figure shows the latter
     report, out = json.loads((folder / "report.json").read_text()), capsys.readouterr().out
     assert list(report) == ["run", "mine", "ndm", "reconstruction"]
     rows = {name: list(part["rows"]) for name, part in report.items() if name != "run"}
@@ -147,9 +221,33 @@ def test_measures_fill_their_sections_beside_the_random_encoder(trained, tmp_pat
     monkeypatch.setattr(sections, "mine", None)  # what is there is not measured again
     assert evaluate.main(words) == 0
     assert json.loads((folder / "report.json").read_text()) == before[1]
+    assert len(decoders) == 2
+    assert evaluate.main([str(folder), "--figures", "reconstruction", "--force"]) == 0
+    assert len(decoders) == 3
 
 
-def test_fine_tuning_needs_a_number_of_labels_and_says_its_losses(trained, tmp_path, monkeypatch, capsys):
+def test_measures_alone_are_compared_too(trained, tmp_path, monkeypatch, capsys):
+    terms = {"positive_term": 2.0, "negative_term": 1.0, "standard_error": 0.1, "certifiable_nats": 6.0, "converged": True}
+    made = Reconstruction({"ms_ssim": 0.5, "mse": 0.1}, torch.zeros(540, 1, 8, 8, dtype=torch.uint8))
+    monkeypatch.setattr(sections, "ndm", lambda y, seed, **_: {"total_correlation_nats": y.std().item(), **terms})
+    monkeypatch.setattr(sections.reconstruction, "reconstruction", lambda *_: made)
+    for name in ("a", "b"):
+        shutil.copytree(trained, tmp_path / "runs" / name)
+        (tmp_path / "runs" / name / "report.json").unlink(missing_ok=True)
+    words = [str(tmp_path / "runs" / "a"), str(tmp_path / "runs" / "b"), "--measures", "ndm", "reconstruction"]
+    assert evaluate.main(words) == 0
+    tables = json.loads((tmp_path / "runs" / "comparison.json").read_text())["tables"]
+    assert {title: table["of"] for title, table in tables.items()} == {
+        "ndm": "total correlation in nats",
+        "reconstruction": "MS-SSIM, 1 for equal images",
+    }
+    trained_y = read_report(tmp_path / "runs" / "a")["ndm"]["rows"]["trained y"]["total_correlation_nats"]
+    assert tables["ndm"]["rows"]["a"]["y"]["mean"] == trained_y
+    assert (tmp_path / "runs" / "comparison.md").read_text() in capsys.readouterr().out
+    assert (tmp_path / "runs" / "comparison.png").exists()
+
+
+def test_fine_tuning_takes_few_labels_or_all_and_says_its_losses(trained, tmp_path, monkeypatch, capsys):
     quick(monkeypatch)
     folder = tmp_path / "r"
     shutil.copytree(trained, folder)
@@ -157,8 +255,10 @@ def test_fine_tuning_needs_a_number_of_labels_and_says_its_losses(trained, tmp_p
     words = [str(folder), "--probes", "finetune", "--layers", "y", "--labels-per-class", "5", "10"]
     assert evaluate.main(words) == 0
     assert evaluate.main([*words, "--unlabelled", "information"]) == 0
-    report = json.loads((folder / "report.json").read_text())
+    report = read_report(folder)
     assert list(report) == ["run", "finetune", "finetune, information 1"]
+    assert evaluate.main([*words[:-3], "--unlabelled", "pseudo"]) == 0
+    assert list(read_report(folder)["finetune, pseudo 1"]["rows"]["trained y"]) == ["all"]
     for title in list(report)[1:]:
         assert list(report[title]["rows"]) == ["random y", "trained y"]
         assert [list(row) for row in report[title]["rows"].values()] == [["5", "10"]] * 2
@@ -170,7 +270,7 @@ def test_several_runs_stand_beside_each_other(trained, two_columns, tmp_path, ca
     for name, words in {"a_seed0": (), "a_seed1": ("--seed", "1"), "b": ("--train.lr", "0.01")}.items():
         assert train.main(tiny(tmp_path / "runs" / name, *words)) == 0
     assert evaluate.main([*map(str, sorted((tmp_path / "runs").iterdir())), "--layers", "y"]) == 0
-    found = json.loads((tmp_path / "runs" / "comparison.json").read_text())["linear"]
+    found = json.loads((tmp_path / "runs" / "comparison.json").read_text())["tables"]["linear"]["rows"]
     assert set(found) == {"raw pixels", "random encoder", "a_seed, 2 seeds", "b"}
     assert found["a_seed, 2 seeds"]["y"]["seeds"] == 2
     assert found["a_seed, 2 seeds"]["y"]["sd"] is not None
@@ -224,7 +324,7 @@ def test_the_same_net_trained_with_labels_is_an_option(two_columns, tmp_path, mo
     assert rows["supervised y"]["all"]["accuracy"] > rows["trained y"]["all"]["accuracy"] + 0.05
     words = "head on y, cross-entropy, 60 steps of 419 images, views affine, Adam at 0.001"
     assert words in report["run"]["supervised rows"]
-    comparison = json.loads((tmp_path / "comparison.json").read_text())["linear"]
+    comparison = json.loads((tmp_path / "comparison.json").read_text())["tables"]["linear"]["rows"]
     assert list(comparison) == ["raw pixels", "random encoder", "supervised encoder", "r", "jsd"]
     capsys.readouterr()
     assert evaluate.main([str(folder)]) == 0  # without the option the rows stay, and what they are
@@ -268,7 +368,10 @@ def test_several_runs_share_their_baselines(trained, two_columns, tmp_path, monk
             ["{run}", "--measures", "ndm", "--labels-per-class", "5"],
             "--labels-per-class belongs to probes: give --probes linear",
         ),
-        (["{run}", "--probes", "finetune"], "--probes finetune trains on few labels: give --labels-per-class N"),
+        (
+            ["{run}", "--probes", "finetune", "--labels-per-class", "200"],
+            "labels_per_class is 200: digits has from 1 to 122 in each class",
+        ),
         (["{run}", "--unlabelled", "pseudo"], "--unlabelled belongs to fine-tuning: give --probes finetune too"),
         (["{run}", "--measures", "mine", "--pairs", "x:z"], "x:z names z: write A:B with two of x, conv, fc, y"),
         (["{run}", "--measures", "mine", "--pairs", "y"], "y names nothing: write A:B"),
@@ -302,7 +405,7 @@ def test_fine_tuned_runs_are_compared_by_their_number_of_labels(trained, tmp_pat
     words = ["--probes", "finetune", "--layers", "y", "--labels-per-class", "3", "5"]
     assert evaluate.main([str(tmp_path / "affine"), str(tmp_path / "none"), *words]) == 0
     found = json.loads((tmp_path / "comparison.json").read_text())
-    assert list(found) == ["finetune, 3 labels a class", "finetune, 5 labels a class"]
+    assert list(found["tables"]) == ["finetune, 3 labels a class", "finetune, 5 labels a class"]
     one, two = (json.loads((tmp_path / name / "report.json").read_text())["finetune"] for name in ("affine", "none"))
     assert one["rows"]["random y"]["5"]["seconds"] != two["rows"]["random y"]["5"]["seconds"]
     assert (one["augmentation"] == "None", two["augmentation"]) == (False, "None")
@@ -356,6 +459,24 @@ def test_importing_dim_costs_torch_and_numpy_alone():
     code = blocked(*EXTRAS, "sklearn", "scipy", "jsonargparse", "yaml", "tqdm")
     code += "import dim.build, dim.metrics, dim.guard, dim.checkpoint, dim.summary, dim.evals.linear"
     subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, check=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("package", "words", "said"),
+    [
+        ("torchmetrics", ["--probes", "linear", "--measures", "reconstruction"], "MS-SSIM needs the package torchmetrics"),
+        ("torchmetrics", ["--figures", "curves", "reconstruction"], "MS-SSIM needs the package torchmetrics"),
+        ("matplotlib", ["--probes", "linear", "--figures", "curves"], "a figure needs the package matplotlib"),
+        ("sklearn", ["--figures", "curves", "embedding"], "an embedding needs the package scikit-learn"),
+    ],
+)
+def test_a_missing_package_is_said_before_anything_is_computed(package, words, said, trained, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "evaluate", None)
+    monkeypatch.setitem(sys.modules, package, None)
+    assert evaluate.main([str(trained), *words]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {said}")
+    assert err.count("\n") == 1
 
 
 NEEDS = [  # a package, what needs it, what is said

@@ -174,7 +174,7 @@ def test_the_codes_are_shown_as_the_prior_sees_them(plain, rich):
     for folder, span in ((rich, (0, 1)), (plain, None)):
         config, data, state, _ = parts(folder)
         drawn = curves.drawn_images(config, data)
-        found = curves.trained_samples(config, data, state, drawn)
+        found = curves.trained_samples(folder, config, data, state, drawn)
         encoder = build.encoder(config, data.shape)
         encoder.load_state_dict(state["encoder"])
         y = curves.pictures(encoder, data, data.train.images[drawn.order[:1000]])
@@ -254,6 +254,27 @@ def test_from_the_command_line(plain, command):
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert done.stdout.count("saved as ") == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weights: weights.popitem(), "checkpoint.pt does not fit"),
+        (lambda weights: weights.update({next(iter(weights)): torch.zeros(1)}), "size mismatch"),
+        (lambda weights: weights.update(dict.fromkeys(weights, 3)), "checkpoint.pt does not fit"),
+        (lambda weights: next(iter(weights.values())).view(-1)[:1].fill_(torch.nan), "holds weights that are not finite"),
+    ],
+)
+def test_damaged_critics_are_one_line(change, message, plain, tmp_path, capsys):
+    for name in ("config.yaml", "checkpoint.pt", "metrics.jsonl"):
+        (tmp_path / name).write_bytes((plain / name).read_bytes())
+    state = checkpoint.load(tmp_path)
+    change(state["objective"])
+    (tmp_path / "checkpoint.pt").write_bytes(checkpoint.sealed(state))
+    assert evaluate.main([str(tmp_path), "--figures", "curves"]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
 
 
 def test_what_cannot_be_drawn_is_one_line(plain, monkeypatch, capsys, tmp_path):

@@ -53,6 +53,14 @@ def test_few_labels_teach_far_above_chance(encoder):
     assert found["labels"] == 30
 
 
+def test_shuffled_labels_are_at_chance(encoder):
+    data = made_data(n=660)
+    shuffled = torch.randperm(660, generator=torch.Generator().manual_seed(1)) % 3
+    train, test = Split(data.train.images, shuffled[:300]), Split(data.test.images, shuffled[300:])
+    found = finetune(encoder, replace(data, train=train, test=test), 10, steps=20)
+    assert abs(found["accuracy"] - 1 / 3) < 0.1  # a standard deviation of chance is 0.025
+
+
 def test_it_returns_plain_numbers_with_every_setting(encoder):
     found = finetune(encoder, made_data(), 2, steps=1, losses={"pseudo": 0.5}, layer="y", seed=3)
     assert json.loads(json.dumps(found)) == found

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ import train
 from dim import checkpoint, data, folder, randomness
 from dim.config import Data, UserError
 from dim.encoders import Encoder
+from dim.evals import sections
 from dim.evals.features import set_statistics
 from dim.evals.linear import quick_probe
 from dim.folder import picture
@@ -287,6 +289,30 @@ def test_test_images_that_trained_the_encoder_are_said_and_counted(tmp_path, cap
     assert "trained the encoder" not in capsys.readouterr().err
 
 
+def test_a_run_without_labels_is_measured_where_no_label_is_needed(tmp_path, monkeypatch, capsys):
+    for name in ("mine", "ndm"):
+        monkeypatch.setattr(sections, name, partial(getattr(sections, name), steps=3))
+    monkeypatch.setattr(sections, "SEEDS", 1)
+    small_sets.pictures(tmp_path / "photos", {"": 36})
+    assert run(tmp_path / "r", tmp_path / "photos") == 0
+    assert evaluate.main([str(tmp_path / "r"), "--measures", "mine", "ndm"]) == 0
+    report = json.loads((tmp_path / "r" / "report.json").read_text())
+    assert "over the 36 training images of folder" in report["ndm"]["protocol"]
+    assert list(report["mine"]["rows"]) == ["random x:y", "trained x:y"]
+    assert report["mine"]["rows"]["trained x:y"]["runs"][0]["rows"] == [12, 12, 12]
+    capsys.readouterr()
+    for words, message in (
+        (["--measures", "reconstruction"], "folder has 0 test images, and a reconstruction is judged on at least 2"),
+        (["--measures", "ndm", "--probes", "linear"], "folder has no labels to probe"),
+        (["--measures", "ndm", "--supervised"], "folder has no labels to probe"),
+    ):
+        assert evaluate.main([str(tmp_path / "r"), *words, "--force"]) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        assert message in err
+        assert json.loads((tmp_path / "r" / "report.json").read_text()) == report  # said before anything is measured
+
+
 def test_a_run_without_labels_is_probed_on_another_data_set_by_its_name(tmp_path, capsys):
     small_sets.pictures(tmp_path / "photos", {"": 30})
     small_sets.pictures(tmp_path / "animals", {"cat": 15, "dog": 15})
@@ -299,6 +325,16 @@ def test_a_run_without_labels_is_probed_on_another_data_set_by_its_name(tmp_path
     report = json.loads((tmp_path / "r/report_animals.json").read_text())
     assert list(report["linear"]["rows"]) == [f"{row} on animals" for row in ("raw pixels", "random y", "trained y")]
     assert "trained y on animals" in capsys.readouterr().out
+    assert evaluate.main([str(tmp_path / "r"), *words, "--figures", "curves", "neighbours"]) == 0
+    drawn = {path.name: path for path in (tmp_path / "r" / "figures").iterdir()}
+    assert drawn.keys() == {"scores_animals.png", "codes_animals.png", "neighbours_animals.png"}  # of the training none
+    for path in drawn.values():
+        with Image.open(path) as image:
+            said = image.info["Description"]
+        assert "seed 0. folder, 30 training images 3 x 8 x 8; " in said
+        assert "Shown here: animals, another data set, 24 training and 6 test images." in said
+        assert "was trained on them" not in said
+    capsys.readouterr()
     assert "test images seen in training" not in report["run"]
 
 

@@ -6,17 +6,20 @@ from functools import partial
 import pytest
 import torch
 from conftest import clouds_of, made_data
+from torch import nn
 
 from dim import data, datasets
+from dim.build import PROBES
 from dim.config import Data, UserError
-from dim.evals import linear, protocol
+from dim.evals import linear, mlp, protocol, sections
 from dim.evals.features import raw_pixels
 from dim.evals.protocol import COLUMNS, Columns, Kind
+from dim.evals.sections import Features
 
 
 def probed(made: data.Dataset, kind: Kind = linear.LINEAR, columns: Columns | None = None) -> dict:
     """The cells of raw pixels."""
-    rows = protocol.prepared("raw", raw_pixels(made, made.train), raw_pixels(made, made.test))
+    rows = protocol.standardised(raw_pixels(made, made.train), raw_pixels(made, made.test))
     return protocol.probe(kind, "raw", *rows, made, 0, columns or protocol.columns_for(made))
 
 
@@ -121,7 +124,7 @@ def test_resamples_are_four_fifths_of_each_class_and_their_spread_is_said():
         assert made.train.labels[subset].bincount().tolist() == [80] * 3
         assert len(subset.unique()) == 240
     assert len({tuple(subset.tolist()) for subset in subsets}) == 5
-    x, x_test = protocol.prepared("raw", raw_pixels(made, made.train), raw_pixels(made, made.test))
+    x, x_test = protocol.standardised(raw_pixels(made, made.train), raw_pixels(made, made.test))
     fits = [linear.fit(x[subset], made.train.labels[subset], cells["all"]["C"]) for subset in subsets]
     scores = torch.tensor([linear.accuracy(fit, x_test, made.test.labels) for fit in fits])
     assert cells["resamples"]["accuracy"] == pytest.approx(scores.mean().item(), abs=1e-6)
@@ -197,10 +200,12 @@ def test_a_column_converged_where_all_its_fits_did():
 def test_the_digits_protocol_has_its_columns_and_draws():
     digits = datasets.digits(Data())
     assert COLUMNS["digits"].knobs == {"C": 1.0}
+    seen = Features({"x": (raw_pixels(digits, digits.train), raw_pixels(digits, digits.test))}, nn.Identity())
+    rows = {row.name: row for row in sections.probe("linear", linear.LINEAR, digits, [], [], 0).rows}
+    assert list(rows) == [protocol.UNSCALED, "raw pixels"]
     for name, accuracy in ((protocol.UNSCALED, 0.919), ("raw pixels", 0.920)):
         # scikit-learn's logistic regression with C = 1, measured apart: 91.9 unscaled, 92.0 standardised
-        rows = protocol.prepared(name, raw_pixels(digits, digits.train), raw_pixels(digits, digits.test))
-        cells = protocol.probe(linear.LINEAR, name, *rows, digits, 0, COLUMNS["digits"])
+        cells = rows[name].act(seen)
         assert list(cells) == ["all", "10", "5", "1"]
         assert cells["all"]["accuracy"] == pytest.approx(accuracy, abs=0.003)
         assert [cell["sd"] is None for cell in cells.values()] == [True, False, False, False]
@@ -215,7 +220,7 @@ def test_official_folds_stand_beside_all_labels_in_place_of_resamples():
     assert list(cells) == ["all", "folds"]
     assert sizes == [270, 300, 60, 60, 60]
     assert cells["folds"]["C"] == cells["all"]["C"]
-    x, x_test = protocol.prepared("raw", raw_pixels(made, made.train), raw_pixels(made, made.test))
+    x, x_test = protocol.standardised(raw_pixels(made, made.train), raw_pixels(made, made.test))
     probes = [linear.fit(x[fold], made.train.labels[fold], cells["all"]["C"]) for fold in folds]
     scores = [linear.accuracy(probe, x_test, made.test.labels) for probe in probes]
     assert cells["folds"]["accuracy"] == pytest.approx(sum(scores) / 3, abs=1e-6)
@@ -223,6 +228,23 @@ def test_official_folds_stand_beside_all_labels_in_place_of_resamples():
     words = partial(protocol.described, linear.LINEAR)
     assert "over the 3 official folds of 60 labels, C and standardisation as for all 300" in words(made, Columns())
     assert "folds" not in words(made_data(), Columns())
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_blobs_are_told_apart_and_shuffled_labels_are_not(name, monkeypatch):
+    monkeypatch.setattr(mlp, "LOOK_STEPS", 2)  # less patience: a search of seconds
+    draws = torch.Generator().manual_seed(0)
+    labels = torch.arange(600) % 3
+    x = torch.randn(600, 60, generator=draws) + torch.randn(3, 60, generator=draws)[labels]
+    scores = []
+    for given in (labels, labels[torch.randperm(600, generator=draws)]):
+        images = torch.zeros(600, 1, 1, 1, dtype=torch.uint8)
+        made = data.Dataset("blobs", data.Split(images[:300], given[:300]), data.Split(images[300:], given[300:]), 3)
+        rows = protocol.standardised(x[:300], x[300:])
+        cells = protocol.probe(PROBES[name], name, *rows, made, 0, Columns(resampled=False))
+        scores.append(cells["all"]["accuracy"])
+    assert scores[0] > 0.95
+    assert abs(scores[1] - 1 / 3) < 0.1  # a standard deviation of chance is 0.027
 
 
 def test_features_that_are_not_finite_and_labels_of_one_class_are_refused():

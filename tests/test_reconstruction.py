@@ -13,8 +13,11 @@ from untrained import saved_pages, untrained
 from dim import datasets
 from dim.config import Data, UserError
 from dim.evals import reconstruction as module
+from dim.evals import sections
+from dim.evals.features import features
 from dim.evals.reconstruction import Decoder, ms_ssim, reconstruction, scales, stored, trained
-from dim.figures import drawing
+from dim.evals.sections import Features
+from dim.figures import drawing, samples
 from dim.figures import reconstruction as figure
 
 
@@ -291,7 +294,7 @@ def test_the_picture_shows_images_over_reconstructions(tmp_path, monkeypatch):
     (path,) = figure.draw(tmp_path, config, data, state)
     assert path == tmp_path / "figures" / "reconstruction.png"
     assert path.stat().st_size > 10_000
-    _, title, (panel,), caption = pages[0]
+    _, title, (panel,), caption, _ = pages[0]
     assert title.endswith("reconstructions from y")
     assert [strip.name for strip in panel.strips] == ["input", "from y"] * 3
     assert [strip.close for strip in panel.strips] == [False, True] * 3
@@ -305,13 +308,43 @@ def test_the_picture_shows_images_over_reconstructions(tmp_path, monkeypatch):
     assert "1 scale, so plain SSIM, a Gaussian window of 7 x 7, sigma 0.955" in caption[2]
 
 
+def test_a_decoder_that_was_just_measured_or_drawn_is_not_trained_again(tmp_path, monkeypatch):
+    config, data, state = untrained(train=60, test=30)
+    monkeypatch.setattr(reconstruction, "__defaults__", (3, 0))
+    made, pages = [], saved_pages(monkeypatch, drawing)
+    monkeypatch.setattr(module, "trained", lambda *given: made.append(given) or trained(*given))
+    encoder = samples.trained_encoder(config, data, state)
+    train, test = ({"y": features(encoder, data, part)["y"]} for part in (data.train, data.test))
+    seen = Features({"y": (train["y"], test["y"])}, encoder)
+    (row,) = (row for row in sections.decoded(data, ["y"]).rows if row.kind == "trained")
+    facts = row.act(seen)
+    assert len(made) == 1
+    (path,) = figure.draw(tmp_path, config, data, state, decoded=seen.decoded["y"])
+    assert len(made) == 1
+    before = path.stat().st_mtime_ns
+    assert figure.draw(tmp_path, config, data, state) == [path]  # there already
+    assert (len(made), path.stat().st_mtime_ns) == (1, before)
+    figure.draw(tmp_path, config, data, state, force=True)
+    assert len(made) == 2
+    (_, _, (one,), caption, _), (_, _, (two,), again, _) = pages
+    assert caption == again  # the numbers are those of the measure
+    assert f"MS-SSIM {facts['ms_ssim']:.3g}" in caption[1]
+    for own, other in zip(one.strips, two.strips, strict=True):
+        for a, b in zip(own.groups[0], other.groups[0], strict=True):
+            assert np.abs(a.picture.astype(int) - b.picture).max() <= 1
+    state["encoder"]["layers.y.bias"] += 1
+    figure.draw(tmp_path, config, data, state)  # other weights
+    assert len(made) == 3
+
+
 def test_several_layers_stand_under_each_other(tmp_path, monkeypatch):
     images = torch.randint(0, 256, (12, 3, 32, 32), generator=draws(0)).byte()
     pages = []
     monkeypatch.setattr(drawing, "save", lambda *page: pages.append(page) or page[0])
     results = {name: module.Reconstruction({}, images) for name in ("conv", "fc", "y")}
-    figure.picture(tmp_path, images, results, ["words"])
-    _, title, (panel,), caption = pages[0]
+    figure.picture(tmp_path / "several.png", images, results, ["words"])
+    path, title, (panel,), caption, _ = pages[0]
+    assert path == tmp_path / "several.png"
     assert title == "Images over their reconstructions from conv and fc and y"
     assert [strip.name for strip in panel.strips] == ["input", "from conv", "from fc", "from y"] * 2
     for begin, strips in ((0, panel.strips[:4]), (10, panel.strips[4:])):

@@ -13,6 +13,7 @@ RUN = {
     "shape": [3, 32, 32],
     "fit": "none",
     "split_seed": 0,
+    "data": "made",
     "seed": 0,
     "steps": 3,
     "weights": "last",
@@ -93,6 +94,23 @@ def test_markdown_and_text_show_every_number_with_its_spread():
         assert said in text
 
 
+def test_measures_are_tables_too_in_text_and_in_markdown():
+    one = {"mi_nats": 2.25, "sd": 0.125, "converged": 2 / 3, "runs": [{"mi_nats": 2.0}], "seconds": 3.0}
+    content = {"run": RUN, "mine": {"protocol": "how it is measured", "rows": {"random x:y": one, "trained x:y": one}}}
+    lines = report.markdown(content, "runs/a").splitlines()
+    place = lines.index("## mine")
+    assert lines[place + 1 :] == [
+        *("", "how it is measured.", ""),
+        "|  | mi_nats | sd | share of seeds converged | seconds |",
+        "| --- | --- | --- | --- | --- |",
+        "| random x:y | 2.250 | 0.125 | 0.667 | 3.000 |",
+        "| trained x:y | 2.250 | 0.125 | 0.667 | 3.000 |",
+    ]
+    shown = report.table(content["mine"])
+    for said in ("how it is measured", "share of seeds converged", "trained x:y", "2.250", "0.125", "0.667"):
+        assert said in shown
+
+
 def of_run(seed=0, config=(), rows=(), **run):
     """The report of a run with its seed's weights: {row: accuracy}."""
     config = RUN["config"] | dict(config)
@@ -102,13 +120,18 @@ def of_run(seed=0, config=(), rows=(), **run):
     }
 
 
+def compared(reports) -> dict[str, dict]:
+    """The rows of each table of a comparison."""
+    return {title: table["rows"] for title, table in report.comparison(reports)["tables"].items()}
+
+
 def test_seeds_of_one_configuration_are_one_group():
     reports = {
         f"cifar_seed{seed}": of_run(seed, rows={"trained y": score, "random y": 0.3 + seed / 10, "raw pixels": 0.4})
         for seed, score in enumerate((0.6, 0.7, 0.8))
     }
     reports["other"] = of_run(config={"train.lr": 2.0}, rows={"trained y": 0.5, "raw pixels": 0.4, "random y": 0.3})
-    found = report.comparison(reports)["linear"]
+    found = compared(reports)["linear"]
     assert list(found) == ["cifar_seed, 3 seeds", "random encoder", "raw pixels", "other"]
     group = found["cifar_seed, 3 seeds"]["y"]
     assert group == {"mean": pytest.approx(0.7), "sd": pytest.approx(0.1), "seeds": 3}
@@ -126,13 +149,13 @@ def test_runs_that_differ_in_more_than_their_seed_are_no_group():
         of_run(1, rows={"trained y": 0.7}, data_sha256="other"),
         of_run(0, rows={"trained y": 0.7}),  # the same run again
     ):
-        found = report.comparison({"a": plain, "b": other})["linear"]
+        found = compared({"a": plain, "b": other})["linear"]
         assert {name: cells["y"]["mean"] for name, cells in found.items()} == {"a": 0.5, "b": 0.7}
 
 
 def test_groups_of_the_same_name_are_told_apart():
     reports = {f"run{i}": of_run(i % 2, {"train.lr": float(i // 2)}, {"trained y": i / 10}) for i in range(4)}
-    found = report.comparison(reports)["linear"]
+    found = compared(reports)["linear"]
     assert {name: cells["y"]["mean"] for name, cells in found.items()} == {
         "run, 2 seeds": pytest.approx(0.05),
         "run2, run3": pytest.approx(0.25),
@@ -148,7 +171,7 @@ def test_baselines_that_differ_in_more_than_their_seed_stand_apart():
         "views": of_run(0, {"views.kind": "strong"}, rows | {"supervised y": 0.9}),
         "wide": of_run(0, {"encoder.name": "alex64x64"}, rows | {"random y": 0.2}),
     }
-    found = report.comparison(reports)["linear"]
+    found = compared(reports)["linear"]
     means = {name: cells["y"]["mean"] for name, cells in found.items() if "y" in cells and name not in reports}
     assert means == {
         "a, 2 seeds": 0.6,
@@ -159,7 +182,7 @@ def test_baselines_that_differ_in_more_than_their_seed_stand_apart():
         "supervised encoder of wide": 0.8,
     }
     assert found["raw pixels"]["pixels"]["mean"] == 0.4
-    found = report.comparison({"a": reports["a"], "c": of_run(0, rows=rows, data_sha256="c")})["linear"]
+    found = compared({"a": reports["a"], "c": of_run(0, rows=rows, data_sha256="c")})["linear"]
     assert [name for name in found if name.startswith("raw")] == ["raw pixels of a", "raw pixels of c"]
 
 
@@ -167,16 +190,54 @@ def test_a_section_without_a_column_of_all_labels_has_a_table_for_each_number_of
     few = {"a": RUN, "b": RUN | {"weights_sha256": "b", "config": RUN["config"] | {"train.lr": 2.0}}}
     reports = {name: {"run": run, "finetune": part({"trained y": 0.5}, ("10", "250"))} for name, run in few.items()}
     found = report.comparison(reports)
-    assert list(found) == ["finetune, 10 labels a class", "finetune, 250 labels a class"]
-    assert list(found["finetune, 10 labels a class"]) == ["a", "b"]
+    assert list(found["tables"]) == ["finetune, 10 labels a class", "finetune, 250 labels a class"]
+    assert list(compared(reports)["finetune, 10 labels a class"]) == ["a", "b"]
     assert "## finetune, 250 labels a class" in report.compared(found)
-    assert report.chance(reports) == 0.1
+    assert found["tables"]["finetune, 10 labels a class"]["chance"] == 0.1
     for name, views in (("a", "flips"), ("b", "None")):
         reports[name]["finetune"] = part({"random y": 0.3, "trained y": 0.5}, ("10",)) | {"augmentation": views}
-    shown = list(report.comparison(reports)["finetune, 10 labels a class"])
+    shown = list(compared(reports)["finetune, 10 labels a class"])
     assert shown == ["random encoder of a", "a", "random encoder of b", "b"]
     reports["b"]["finetune"]["chance"] = 0.01
-    assert report.chance(reports) is None
+    assert report.comparison(reports)["tables"]["finetune, 10 labels a class"]["chance"] is None
+
+
+def measured(title: str, **rows: dict) -> dict:
+    """A section of a measure: {row: its numbers}."""
+    return {"protocol": f"how {title} is measured", "rows": {name.replace("_", " "): row for name, row in rows.items()}}
+
+
+def test_measures_stand_in_the_comparison_in_their_own_units():
+    reports = {
+        f"a_seed{seed}": of_run(seed, rows={"trained y": 0.6})
+        | {
+            "mine": measured("mine", random_y={"mi_nats": 0.5, "sd": 0.1}, trained_y={"mi_nats": 2.0 + seed, "sd": 0.1}),
+            "reconstruction": measured("reconstruction", trained_y={"ms_ssim": 0.4 + seed / 10, "mse": 0.03}),
+        }
+        for seed in (0, 1)
+    }
+    reports["b"] = of_run(0, {"train.lr": 2.0}) | {"ndm": measured("ndm", trained_y={"total_correlation_nats": 7.5})}
+    found, rows = report.comparison(reports), compared(reports)
+    assert list(rows) == ["linear", "mine", "reconstruction", "ndm"]
+    assert rows["mine"]["a_seed, 2 seeds"]["y"] == {"mean": 2.5, "sd": pytest.approx(0.5**0.5), "seeds": 2}
+    assert rows["mine"]["random encoder"]["y"]["mean"] == 0.5
+    assert rows["reconstruction"]["a_seed, 2 seeds"]["y"]["mean"] == pytest.approx(0.45)
+    assert rows["ndm"] == {"b": {"y": {"mean": 7.5, "sd": None, "seeds": 1}}}
+    text = report.compared(found)
+    for said in (
+        "- a_seed, 2 seeds: made, training seeds 0, 1, last weights",
+        "Test accuracy in %, chance 10; the protocol.",
+        "| a_seed, 2 seeds | 60.0 +- 0.0 |",
+        "Mutual information in nats; how mine is measured.",
+        "| a_seed, 2 seeds | 2.500 +- 0.707 |",
+        "Total correlation in nats; how ndm is measured.",
+        "| b | 7.500 |",
+        "MS-SSIM, 1 for equal images; how reconstruction is measured.",
+    ):
+        assert said in text.splitlines(), said
+    reports["b"]["ndm"]["protocol"] = "another way"
+    reports["a_seed0"]["ndm"] = measured("ndm", trained_y={"total_correlation_nats": 5.0})
+    assert "Total correlation in nats; how ndm is measured / another way." in report.compared(report.comparison(reports))
 
 
 def test_a_row_depends_on_what_made_its_features():

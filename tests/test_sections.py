@@ -1,10 +1,18 @@
 """Sections: each row of an evaluator is made of the features that its name says, with the settings that were asked for."""
 
+import statistics
+from functools import partial
+
 import pytest
+import small_sets
 import torch
 from conftest import made_data
 from torch import nn
 
+from dim import datasets
+from dim.build import PROBES
+from dim.config import Data, UserError
+from dim.encoders import Encoder
 from dim.evals import mlp, protocol, sections
 from dim.evals.sections import Features
 
@@ -27,6 +35,18 @@ def test_standardised_features_are_those_of_the_layer_asked_for(made):
         found, expected = made.standardised(layer), protocol.standardised(*made.of(layer))
         assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
     assert made.standardised("a")[0] is made.standardised("a")[0]  # kept
+
+
+def test_a_probe_sees_standardised_features_but_for_the_row_that_says_unscaled(made, monkeypatch):
+    given = {}
+    monkeypatch.setattr(protocol, "probe", lambda kind, name, *pair, **_: given.update({name: pair}))
+    made.parts["x"] = made.of("b")
+    for row in sections.probe("linear", PROBES["linear"], made_data("digits"), ["a"], [], 0).rows:
+        row.act(made)
+    for name, layer in (("raw pixels, unscaled", ""), ("raw pixels", "x"), ("random a", "a"), ("trained a", "a")):
+        expected = protocol.standardised(*made.of(layer)) if layer else made.of("x")
+        assert all(torch.equal(one, other) for one, other in zip(given.pop(name), expected, strict=True))
+    assert not given
 
 
 def estimate(key: str, nats: float) -> dict:
@@ -94,6 +114,49 @@ def test_fine_tuning_is_asked_for_as_said_and_spreads_over_its_seeds(made, monke
         assert list(row) == ["10", "2"]
         for cell in row.values():
             assert (cell["accuracy"], cell["sd"]) == (pytest.approx(0.6), pytest.approx(0.1))
+
+
+def test_stl10_is_fine_tuned_on_all_labels_and_on_each_official_fold_or_on_any_number_a_class(tmp_path, monkeypatch):
+    """The paper's column SS. No label chooses anything, so a class's every label can be asked for: 6 in these files."""
+    small_sets.stl10(monkeypatch, tmp_path)
+    stl10 = datasets.stl10(Data("stl10", str(tmp_path), fit="resize"), 8)
+    given, results, before = [], [], partial(sections.finetune.finetune, steps=1)
+
+    def noted(encoder, data, labels, view, seed, **settings):
+        given.append((labels, seed))
+        results.append(before(encoder, data, labels, view, seed=seed, **settings))
+        return results[-1]
+
+    monkeypatch.setattr(sections.finetune, "finetune", noted)
+    section = sections.fine_tuned(stl10, ["y"], [], {}, None)
+    cells_ = cells(section, Features({}, Encoder("small8x8", 3)))["trained y"]
+    assert section.heading["labels"] == list(cells_) == ["all", "folds"]
+    assert given[:3] == [(None, 0), (None, 1), (None, 2)]
+    assert [seed for _, seed in given[3:]] == list(range(10))
+    assert all(torch.equal(index, fold) for (index, _), fold in zip(given[3:], stl10.folds, strict=True))
+    assert [run["labels"] for run in results] == [60] * 3 + [20] * 10
+    scores = [run["accuracy"] for run in results[3:]]
+    assert cells_["folds"]["accuracy"] == pytest.approx(statistics.fmean(scores))
+    assert cells_["folds"]["sd"] == pytest.approx(statistics.stdev(scores))
+    for words in ("on all 60 labels", "over 3 seeds; folds: over the 10 official folds of 20 labels"):
+        assert words in section.heading["protocol"]
+    assert sections.fine_tuned(stl10, ["y"], [6, 1], {}, None).heading["labels"] == ["6", "1"]
+    with pytest.raises(UserError, match="labels_per_class is 7: stl10 has from 1 to 6 in each class"):
+        sections.fine_tuned(stl10, ["y"], [7], {}, None)
+    with pytest.raises(UserError, match="from 1 to 5 in each beside the validation part"):
+        protocol.columns_for(stl10, [6])  # a probe's knob is chosen on labels of its own
+
+
+def test_protocols_say_what_a_reader_must_know():
+    data = made_data()
+    of_decoder = sections.decoded(data, ["y"]).heading["protocol"]
+    assert "one decoder a row, of 2,000 steps, its weights and order of images of seed 0: no spread" in of_decoder
+    measures = (sections.mutual_information(data, [("x", "y")]), sections.total_correlation(data, ["y"]))
+    for said in (of_decoder, *(section.heading["protocol"] for section in measures)):
+        assert "the same net with its first weights (random; " in said
+        assert "where asked for, trained with labels (supervised)" in said
+    of_svm = sections.probe("svm", PROBES["svm"], data, ["y"], [], 0).heading["protocol"]
+    assert "a linear SVM, squared hinge (the paper's has the hinge), one class against the rest, on frozen features" in of_svm
 
 
 def test_the_papers_mlp_sees_features_as_they_are(made, monkeypatch):

@@ -178,18 +178,31 @@ def test_an_offline_run_holds_every_row_the_configuration_and_the_best_values(un
         assert path.is_dir() or path.suffix in (".wandb", ".log", ".jsonl", ".json", ".yaml", ".pt")
 
 
-def test_an_evaluation_adds_its_numbers_to_the_run(tmp_path, monkeypatch):
+def test_an_evaluation_adds_its_numbers_and_pictures_to_the_run(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    monkeypatch.setitem(protocol.COLUMNS, "digits", protocol.Columns(knobs={"C": 1.0}, resampled=False))
+    monkeypatch.setitem(protocol.COLUMNS, "digits", protocol.Columns(few=(10,), draws=2, knobs={"C": 1.0}, resampled=False))
     folder = tmp_path / "r"
-    assert run(folder, "offline") == 0
+    assert run(folder, "offline", "--train.average", "0.5") == 0
     later()
-    assert evaluate.main([str(folder), "--layers", "y"]) == 0
-    trained, evaluated = files(folder)
-    assert trained["id"] == evaluated["id"]
-    numbers = report.numbers(json.loads((folder / "report.json").read_text()))
-    assert numbers.keys() == {"linear/raw pixels/all", "linear/random y/all", "linear/trained y/all"}
+    assert evaluate.main([str(folder), "--layers", "y", "--probes", "linear", "--figures", "neighbours"]) == 0
+    later()
+    assert evaluate.main([str(folder), "--layers", "y", "--weights", "average"]) == 0
+    trained, evaluated, averaged = files(folder)
+    assert trained["id"] == evaluated["id"] == averaged["id"]
+    numbers, average = (
+        report.numbers(json.loads((folder / f"{name}.json").read_text())) for name in ("report", "report_average")
+    )
+    rows = ("raw pixels", "random y", "trained y")
+    assert numbers.keys() == {f"linear/{row}/{what}" for row in rows for what in ("all", "10", "10/sd")}
+    content = json.loads((folder / "report.json").read_text())["linear"]["rows"]["trained y"]["10"]
+    assert (numbers["linear/trained y/10"], numbers["linear/trained y/10/sd"]) == (content["accuracy"], content["sd"])
     assert {key: evaluated["summary"][key] for key in numbers} == numbers
+    assert {key: averaged["summary"][f"average/{key}"] for key in average} == average
+    assert not numbers.keys() & averaged["summary"].keys()  # those of the last weights stay what they were
+    picture = evaluated["summary"]["figures/neighbours"]
+    assert picture["_type"] == "image-file"
+    (copy,) = folder.glob(f"wandb/*/files/{picture['path']}")
+    assert copy.read_bytes() == (folder / "figures" / "neighbours.png").read_bytes()
 
 
 def test_a_resumed_run_has_the_same_id_and_continues_its_curve(untracked, tmp_path, monkeypatch, capsys):

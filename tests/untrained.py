@@ -14,7 +14,7 @@ def untrained(labelled: bool = True, train: int = 80, test: int = 30) -> tuple[C
     if not labelled:
         cut = [Split(cut[0].images, torch.full((train,), -1)), Split(cut[1].images[:0], cut[1].labels[:0])]
     data = Dataset("digits", cut[0], cut[1], classes=10 if labelled else 0, levels=16, signed=False)
-    return config, data, {"encoder": build.encoder(config, data.shape).state_dict(), "step": 7}
+    return config, data, {"encoder": build.encoder(config, data.shape).state_dict(), "step": 7, "data": data.facts}
 
 
 def saved_pages(monkeypatch, drawing) -> list[tuple]:

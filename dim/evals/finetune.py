@@ -70,29 +70,36 @@ class Classifier(nn.Module):
         return self.head(getattr(self.encoder(x), self.layer).flatten(1))
 
 
-def finetune(encoder: nn.Module, data: Dataset, labels_per_class: int | None, view: View | None = None, **settings) -> dict:
+def finetune(
+    encoder: nn.Module, data: Dataset, labels_per_class: int | Tensor | None, view: View | None = None, **settings
+) -> dict:
     """Test accuracy of a copy of the encoder, fine-tuned on few labels of each class; settings are those of `FineTuning`.
 
     encoder: a module that returns `dim.encoders.Encoding`; it is not changed. The rest as in `finetuned`. Returns {"accuracy",
     "class_accuracy": as in `accuracies`, "chance": 1 / classes, "labels": how many in all, "labels_per_class", "augmented":
-    whether there was a view, and every setting}.
+    whether there was a view, and every setting}; "labels_per_class" is None for labels given by their indices.
     """
     how = FineTuning(**settings)
     index = chosen_labels(data, labels_per_class, how.seed)
-    facts = {"labels": len(index), "labels_per_class": labels_per_class, "augmented": view is not None, **asdict(how)}
+    per_class = None if isinstance(labels_per_class, Tensor) else labels_per_class
+    facts = {"labels": len(index), "labels_per_class": per_class, "augmented": view is not None, **asdict(how)}
     return accuracies(finetuned(encoder, data, labels_per_class, view, how), data) | {"chance": 1 / data.classes} | facts
 
 
 def finetuned(
-    encoder: nn.Module, data: Dataset, labels_per_class: int | None, view: View | None = None, how: FineTuning | None = None
+    encoder: nn.Module,
+    data: Dataset,
+    labels_per_class: int | Tensor | None,
+    view: View | None = None,
+    how: FineTuning | None = None,
 ) -> Classifier:
     """The fine-tuned classifier, in eval mode where the encoder is; the encoder given is copied.
 
-    labels_per_class: None for all labels; otherwise number `seed` of the draws over which the linear probe averages. view:
-    changes the labelled images, and makes the augmentations that consistency compares; the other losses see the unlabelled
-    images as they are. Those are `data.pretraining`, the labelled ones among them; their labels are never read. One pass sees
-    all pictures of a step, as in UDA, so with losses BatchNorm's statistics are those of unlabelled images too. Same seed,
-    same bits on a CPU.
+    labels_per_class: None for all labels; the indices of those used, such as an official fold; otherwise number `seed` of the
+    draws over which the linear probe averages. view: changes the labelled images, and makes the augmentations that consistency
+    compares; the other losses see the unlabelled images as they are. Those are `data.pretraining`, the labelled ones among
+    them; their labels are never read. One pass sees all pictures of a step, as in UDA, so with losses BatchNorm's statistics
+    are those of unlabelled images too. Same seed, same bits on a CPU.
     """
     how = FineTuning() if how is None else how
     view_for(how.losses, view)
@@ -177,9 +184,11 @@ def stream(images: Images, batch: int, steps: int, seed: int) -> Iterator[Tensor
     return images.batches(places(len(images), batch, steps, seed, "unlabelled images").flatten(), batch)
 
 
-def chosen_labels(data: Dataset, per_class: int | None, seed: int) -> Tensor:
+def chosen_labels(data: Dataset, per_class: int | Tensor | None, seed: int) -> Tensor:
     """Indices of the training images whose labels are used; UserError where a class has fewer."""
     labels = data.with_labels().train.labels.cpu()
+    if isinstance(per_class, Tensor):
+        return per_class.cpu()
     if per_class is None:
         return torch.arange(len(labels))
     fewest = int(labels.bincount(minlength=data.classes).min())

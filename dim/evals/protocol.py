@@ -76,8 +76,8 @@ def probe(kind: Kind, name: str, train: Tensor, test: Tensor, data: Dataset, spl
     """One kind of probe on one kind of features: {column: {"accuracy": in [0, 1], "sd": over what the column says or None,
     "converged": .., the knob: its value, "validation_accuracy": .., "tried": .., "seconds": ..}}.
 
-    train [n, D], test [t, D]: features as `prepared` gives them. The test features are looked at once for each column, after
-    everything is chosen.
+    train [n, D], test [t, D]: features as the probe is to see them, `standardised` or not. The test features are looked at
+    once for each column, after everything is chosen.
     """
     labels, test_labels = labels_for(name, train, test, data)
     fitting, validation = data.validation(split_seed)
@@ -178,11 +178,6 @@ def described(kind: Kind, data: Dataset, columns: Columns) -> str:
         chosen = "" if fixed else f", {kind.knob} chosen with one more draw on the whole validation tenth"
         parts.append(f"columns with few labels: mean and standard deviation of {columns.draws} draws{chosen}")
     return "; ".join(parts)
-
-
-def prepared(name: str, train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
-    """Features as a probe sees them."""
-    return (train, test) if name == UNSCALED else standardised(train, test)
 
 
 def standardised(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from dim.evals.mine import mine
 from dim.evals.ndm import ndm
 from dim.evals.protocol import Kind
 from dim.evals.ratio import spread
+from dim.evals.reconstruction import Reconstruction
 
 KINDS = ("raw", "random", "supervised", "trained")
 ENCODERS = ("random", "trained")  # of which sections have rows where nothing else is asked for
@@ -26,10 +27,11 @@ SEEDS = 3  # of measures and of fine-tuning
 
 class Features:
     """Features of a data set's training and test images by layer, x being pixels, and the encoder that made them
-    (for pixels any)."""
+    (for pixels any). decoded: what decoders made of the test images, by layer, once they were trained."""
 
     def __init__(self, parts: dict[str, tuple[Tensor, Tensor]], encoder: nn.Module):
         self.parts, self.encoder, self.last = parts, encoder, ("", (Tensor(), Tensor()))
+        self.decoded: dict[str, Reconstruction] = {}
 
     def of(self, layer: str) -> tuple[Tensor, Tensor]:
         """As they are."""
@@ -102,34 +104,44 @@ def paper(data: Dataset, layers: Sequence[str], encoders: Sequence[str] = ENCODE
 
 
 def fine_tuned(data: Dataset, layers: Sequence[str], few: Sequence[int], losses: dict[str, float], view) -> Section:
-    """The whole encoder, fine-tuned on few labels; losses on unlabelled images by weight."""
-    if not few:
-        raise UserError("--probes finetune trains on few labels: give --labels-per-class N, such as 10 or 250")
-    protocol.columns_for(data, few)
+    """The whole encoder, fine-tuned on numbers of labels a class; where none is asked for on all labels and on each official
+    fold. losses on unlabelled images by weight. UserError where a class has fewer labels."""
+    for count in few:
+        finetune.chosen_labels(data, count, 0)  # no label chooses anything here, so a class's every label can be asked for
+    columns: dict[str, Sequence[int | Tensor | None]] = {str(count): [count] * SEEDS for count in few} or {
+        "all": [None] * SEEDS
+    }
+    if data.folds and not few:
+        columns["folds"] = data.folds
     how = finetune.FineTuning(losses=losses)
 
     def act(layer: str, features: Features) -> dict:
         cells = {}
-        for count in few:
+        for column, labels in columns.items():
             begun = time.perf_counter()
             runs = [
-                finetune.finetune(features.encoder, data, count, view, layer=layer, losses=losses, seed=seed)
-                for seed in range(SEEDS)
+                finetune.finetune(features.encoder, data, which, view, layer=layer, losses=losses, seed=seed)
+                for seed, which in enumerate(labels)
             ]
             mean = protocol.mean_sd([run["accuracy"] for run in runs])
-            cells[str(count)] = {**mean, "converged": True, "seconds": time.perf_counter() - begun}
+            cells[column] = {**mean, "converged": True, "seconds": time.perf_counter() - begun}
         return cells
 
     more = f" and on unlabelled images {losses}" if losses else ""
+    spread = f"{SEEDS} seeds, each with a draw of labels" if few else f"{SEEDS} seeds"
+    if "folds" in columns:
+        spread += (
+            f"; folds: over the {len(data.folds)} official folds of {len(data.folds[0]):,} labels, each with a seed of its own"
+        )
     words = (
-        f"{data.name}, {len(data.test):,} test images, encoder and a linear head fine-tuned with cross-entropy on few "
-        f"labels{more}, {how.steps:,} steps of {how.batch} images, {'augmented' if view else 'not augmented'}, Adam, rates "
-        f"{how.encoder_lr:g} and {how.lr:g} (head); mean and standard deviation over {SEEDS} seeds, each with a draw of "
-        "labels; nothing is chosen"
+        f"{data.name}, {len(data.test):,} test images, encoder and a linear head fine-tuned with cross-entropy on "
+        f"{'few' if few else f'all {len(data.train):,}'} labels{more}, {how.steps:,} steps of {how.batch} images, "
+        f"{'augmented' if view else 'not augmented'}, Adam, rates {how.encoder_lr:g} and {how.lr:g} (head); mean and standard "
+        f"deviation over {spread}; nothing is chosen"
     )
     rows = [Row(name, which, (layer,), partial(act, layer)) for name, which, layer in places(layers) if which != "raw"]
     title = "finetune" + "".join(f", {name} {weight:g}" for name, weight in losses.items())
-    heading = accuracy(data, words, [str(count) for count in few]) | {"augmentation": repr(view)}
+    heading = accuracy(data, words, list(columns)) | {"augmentation": repr(view)}
     return Section(title, heading, rows)
 
 
@@ -143,7 +155,7 @@ def mutual_information(data: Dataset, pairs: Sequence[tuple[str, str]], encoders
 
     words = (
         f"mutual information in nats between layers (x: pixels) of the {len(data.train):,} training images of {data.name}: "
-        f"{HELD_OUT}; an encoder that tells n images apart has log n on them, and no n images certify more"
+        f"{HELD_OUT}; an encoder that tells n images apart has log n on them, and no n images certify more; {BESIDE}"
     )
     rows = [Row(f"{kind} {a}:{b}", kind, (a, b), partial(act, a, b)) for kind in encoders for a, b in pairs]
     return Section("mine", {"protocol": words}, rows)
@@ -160,7 +172,7 @@ def total_correlation(data: Dataset, layers: Sequence[str], encoders: Sequence[s
     words = (
         f"total correlation in nats of the dimensions of a layer, over the {len(data.train):,} training images of {data.name}, "
         "as it is and through the prior's sigmoid, which cannot change it but can hide it from a critic: "
-        f"{HELD_OUT}; 0: independent"
+        f"{HELD_OUT}; 0: independent; {BESIDE}"
     )
     rows = [
         Row(f"{kind} {layer}{', squashed' * squash}", kind, (layer,), partial(act, layer, squash))
@@ -175,6 +187,10 @@ HELD_OUT = (
     "a critic trained with jsd on a third, its stop chosen on a third, read out as Donsker-Varadhan on a third that it never "
     f"saw; mean and standard deviation over {SEEDS} seeds, each with its own thirds"
 )
+BESIDE = (
+    "beside the run's encoder (trained) the same net with its first weights (random; BatchNorm statistics set on training "
+    "images) and, where asked for, trained with labels (supervised); raw pixels have no row of their own"
+)
 
 
 def terms(runs: Sequence[dict]) -> dict:
@@ -184,19 +200,25 @@ def terms(runs: Sequence[dict]) -> dict:
 
 
 def decoded(data: Dataset, layers: Sequence[str], encoders: Sequence[str] = ENCODERS) -> Section:
-    """MS-SSIM of images and what a decoder makes of a layer."""
+    """MS-SSIM of images and what a decoder makes of a layer. UserError where there are no test images."""
+    if len(data.test) < 2:
+        raise UserError(
+            f"{data.name} has {len(data.test)} test images, and a reconstruction is judged on at least 2 that no decoder saw: "
+            "--figures reconstruction keeps a tenth of the training images for that and says its MS-SSIM"
+        )
 
     def act(layer: str, features: Features) -> dict:
         begun = time.perf_counter()
         train, test = features.of(layer)
         seen, unseen = (reconstruction.stored(data, part) for part in (data.train, data.test))
-        facts = reconstruction.reconstruction(train, seen, test, unseen).facts
-        return facts | {"seconds": time.perf_counter() - begun}
+        found = features.decoded[layer] = reconstruction.reconstruction(train, seen, test, unseen)
+        return found.facts | {"seconds": time.perf_counter() - begun}
 
     words = (
         f"a decoder trained with L2 on a frozen layer of the {len(data.train):,} training images of {data.name}, MS-SSIM and "
         f"mean squared error of the {len(data.test):,} test images; mean image: the mean training image in place of each "
-        "reconstruction"
+        f"reconstruction; one decoder a row, of {reconstruction.STEPS:,} steps, its weights and order of images of seed 0: no "
+        f"spread; {BESIDE}"
     )
     rows = [Row(f"{kind} {layer}", kind, (layer,), partial(act, layer)) for kind in encoders for layer in layers]
     return Section("reconstruction", {"protocol": words}, rows)

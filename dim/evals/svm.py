@@ -93,4 +93,4 @@ def minimum(margin: Tensor, moved: Tensor, weight: Tensor, direction: Tensor, de
     return length
 
 
-SVM = kind("a linear SVM, squared hinge, one class against the rest,", fit)
+SVM = kind("a linear SVM, squared hinge (the paper's has the hinge), one class against the rest,", fit)

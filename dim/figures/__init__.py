@@ -1,4 +1,7 @@
-"""Pictures of a run, as PNG files that explain themselves: (folder, config, data, state) -> the files written."""
+"""Pictures of a run, as PNG files that explain themselves: (folder, config, data, state, other) -> the files.
+
+other: the name of the data where it is not what the encoder was trained on; it stands in the files' names and captions.
+"""
 
 from dim.figures import curves, embedding, neighbours, reconstruction
 

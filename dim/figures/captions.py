@@ -8,15 +8,16 @@ from dim.figures.samples import Parts
 from dim.summary import by, recipe, some
 
 
-def about(name: str, config: Config, data: Dataset, state: dict) -> str:
-    """What a run is."""
-    c, p = config.train, config.objective.prior
+def about(name: str, config: Config, data: Dataset, state: dict, other: str = "") -> str:
+    """What a run is, and where it is another data set what it is shown with here."""
+    c, p, trained = config.train, config.objective.prior, state["data"]
     prior = f"prior {p.kind}, weight {p.weight:g}" if p.weight else "no prior"
+    shown = f" Shown here: {other}, another data set, {len(data.train):,} training and {len(data.test):,} test images."
     return (
         f"Run {name}: {state['step']:,} steps of {c.batch_size} images, seed {config.seed}. "
-        f"{data.name}, {len(data.pretraining):,} training images {by(data.shape)}; "
+        f"{trained['name']}, {trained['images']:,} training images {by(trained['shape'])}; "
         f"{some(config.views.number, 'view')}, augmentation {config.views.kind}. {config.encoder.name}, norm {config.norm}, "
-        f"code of {config.encoder.code_size}; {prior}. {recipe(c)}, {config.precision}."
+        f"code of {config.encoder.code_size}; {prior}. {recipe(c)}, {config.precision}." + shown * bool(other)
     )
 
 
@@ -129,10 +130,11 @@ def of_codes(n: int, kind: str, config: Config, rank: float) -> list[str]:
 
 def drawn_from(parts: Parts, n: int) -> str:
     """How many images of which are shown."""
-    if parts.kind != "test":
-        return f"{n:,} drawn training images (there is no test split: the encoder was trained on them too)"
+    if parts.kind.endswith("training"):
+        too = ": the encoder was trained on them too" * (parts.kind == "training")
+        return f"{n:,} drawn {parts.kind} images (there is no test split{too})"
     everything = len(parts.test_order)
-    return f"{n:,} of {everything:,} test images, drawn" if n < everything else f"all {n:,} test images"
+    return f"{n:,} of {everything:,} {parts.kind} images, drawn" if n < everything else f"all {n:,} {parts.kind} images"
 
 
 def of_neighbours(
@@ -156,9 +158,9 @@ def of_neighbours(
 
 def of_embedding(parts: Parts, n: int, size: int, perplexity: float, trust: float, named: bool) -> list[str]:
     """What the points are, and what they do not say."""
-    labels = " Labels colour the points and place none." * named
+    labels, images = " Labels colour the points and place none." * named, drawn_from(parts, n)
     return [
-        f"{drawn_from(parts, n).capitalize()}, not augmented; last weights, in eval mode. t-SNE of y (d = {size}): Euclidean "
+        f"{images[0].upper()}{images[1:]}, not augmented; last weights, in eval mode. t-SNE of y (d = {size}): Euclidean "
         f"distances, perplexity {perplexity:.3g}, started from the first two principal components.{labels}",
         "Only who is near whom is meant to be kept. Distances between clusters, their sizes and the axes mean nothing, and "
         f"another start or perplexity draws another picture. Trustworthiness {number(trust)}: 1 where the 10 nearest of each "

@@ -1,26 +1,32 @@
-"""Comparison: several runs beside each other as bars, one panel for each probe."""
+"""Comparison: several runs beside each other as bars, one panel for each section of their reports."""
 
 from pathlib import Path
 
+from dim import report
 from dim.figures import drawing
 from dim.figures.drawing import Bar, Bars, Level
 
 
-def draw(path: Path, found: dict, chance: float | None) -> Path:
-    """A PNG file of what `report.comparison` found: accuracies in per cent of all labels, with their spread over seeds."""
+def draw(path: Path, found: dict) -> Path:
+    """A PNG file of what `report.comparison` found: each mean with its spread over seeds, in the unit of its section."""
     drawing.needed()
-    level = None if chance is None else Level("chance", 100 * chance)
     panels = []
-    for title, rows in found.items():
-        groups = [(name, [bar(layer, cell) for layer, cell in cells.items()]) for name, cells in rows.items()]
-        panels.append(Bars(title, "test accuracy, %", groups, 100.0, level))
-    words = (
-        "Accuracy of probes, given all labels where a panel does not say how many. The lines are standard deviations over "
-        "training seeds, where a bar is the mean of several runs that differ in nothing else."
+    for title, table in found["tables"].items():
+        scale, digits = (100, 1) if table["percent"] else (1, 3)
+        groups = [(name, [bar(layer, cell, scale) for layer, cell in cells.items()]) for name, cells in table["rows"].items()]
+        ends = [each.value + (each.spread or 0) for _, bars in groups for each in bars]
+        most = 100.0 if table["percent"] else max(1.6 * max(ends), 0.1)  # room for the words behind the longest bar
+        level = None if table["chance"] is None else Level("chance", 100 * table["chance"])
+        panels.append(Bars(title, table["of"], groups, most, level, digits))
+    runs = found["runs"]
+    data = ", ".join(dict.fromkeys(run["data"] for run in runs.values()))
+    number = sum(len(run["seeds"]) for run in runs.values())
+    words = [f"{title}: {report.said(table)}." for title, table in found["tables"].items()]
+    return drawing.save(
+        path, f"{number} runs compared on {data}", panels, ["; ".join(report.listed(runs)) + ".", *words, report.OVER_SEEDS]
     )
-    return drawing.save(path, "Runs compared", panels, [words])
 
 
-def bar(layer: str, cell: dict) -> Bar:
-    """A mean over seeds, in per cent."""
-    return Bar(layer, 100 * cell["mean"], None if cell["sd"] is None else 100 * cell["sd"])
+def bar(layer: str, cell: dict, scale: float) -> Bar:
+    """A mean over seeds."""
+    return Bar(layer, scale * cell["mean"], None if cell["sd"] is None else scale * cell["sd"])

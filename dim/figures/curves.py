@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dim import build
+from dim import build, checkpoint
 from dim.config import Config, UserError
 from dim.data import Dataset
 from dim.encoders import Encoding
 from dim.estimators import ESTIMATORS
 from dim.evals.features import pictures
-from dim.figures import captions, drawing
+from dim.figures import captions, drawing, samples
 from dim.figures.drawing import Curve, Densities, Level, Lines, Panel, Sample, number
 from dim.figures.samples import Drawn, drawn_images, trained_encoder
 from dim.metrics import code_statistics
@@ -32,18 +32,24 @@ MOST_CODES = 1_000  # images whose codes are drawn
 MOST_SCORES = 1_000_000  # negative scores that a histogram is made of
 
 
-def draw(folder: Path, config: Config, data: Dataset, state: dict) -> list[Path]:
-    """folder/figures: bounds.png and training.png over the epochs, scores.png and codes.png of the trained run."""
+def draw(folder: Path, config: Config, data: Dataset, state: dict, other: str = "") -> list[Path]:
+    """folder/figures: bounds.png and training.png over the epochs, scores.png and codes.png of the trained run.
+
+    Of another data set scores and codes alone: the course of the training is not about it.
+    """
     drawing.needed()
-    run = captions.about(folder.resolve().name, config, data, state)
-    rows, drawn = log_rows(folder, state), drawn_images(config, data)
-    found = trained_samples(config, data, state, drawn)
-    course = training_panels(rows, config, data)
+    run = captions.about(folder.resolve().name, config, data, state, other)
+    drawn = drawn_images(config, data, other)
+    found = trained_samples(folder, config, data, state, drawn)
     rank, prior = code_statistics(found.y)["code/effective_rank"] or 0.0, config.objective.prior
     beside = prior.kind if prior.weight else ""
-    pages: dict[str, tuple[str, Sequence[Panel], list[str]]] = {
-        "bounds": ("Bounds of the training batches", bound_panels(rows, config), captions.of_bounds(config)),
-        "training": ("Course of the training", course, captions.of_training(config, data, any(map(probed, rows)))),
+    pages: dict[str, tuple[str, Sequence[Panel], list[str]]] = {}
+    if not other:
+        rows = log_rows(folder, state)
+        pages["bounds"] = ("Bounds of the training batches", bound_panels(rows, config), captions.of_bounds(config))
+        course, words = training_panels(rows, config, data), captions.of_training(config, data, any(map(probed, rows)))
+        pages["training"] = ("Course of the training", course, words)
+    pages |= {
         "scores": (
             "Scores of matching and mismatching pairs",
             score_panels(found.scores, config),
@@ -56,7 +62,7 @@ def draw(folder: Path, config: Config, data: Dataset, state: dict) -> list[Path]
         ),
     }
     return [
-        drawing.save(folder / "figures" / f"{name}.png", title, panels, [run, *notes])
+        drawing.save(samples.place(folder, name, other), title, panels, [run, *notes])
         for name, (title, panels, notes) in pages.items()
     ]
 
@@ -145,11 +151,12 @@ class Trained(NamedTuple):
 
 
 @torch.no_grad()
-def trained_samples(config: Config, data: Dataset, state: dict, drawn: Drawn) -> Trained:
-    """The scores of one batch of drawn images and the codes of at most MOST_CODES, by the last weights, in eval mode."""
+def trained_samples(folder: Path, config: Config, data: Dataset, state: dict, drawn: Drawn) -> Trained:
+    """The scores of one batch of drawn images and the codes of at most MOST_CODES, by the last weights, in eval mode. UserError
+    where the run's critics are damaged."""
     encoder = trained_encoder(config, data, state)
     objective, _ = build.objective(config, encoder, data.shape)
-    objective.load_state_dict(state["objective"])
+    checkpoint.fill(objective, state["objective"], folder)
     encoder, objective = encoder.eval(), objective.to(next(encoder.parameters()).device).eval()
 
     n = config.train.batch_size

@@ -145,13 +145,14 @@ class Bar(NamedTuple):
 
 
 class Bars(NamedTuple):
-    """A panel of horizontal bars in named groups, from 0 to `most`, and a level to compare them with."""
+    """A panel of horizontal bars in named groups, from 0 to `most`, and a level to compare them with; digits of a value."""
 
     title: str
     x: str
     groups: Sequence[tuple[str, Sequence[Bar]]]
     most: float
     level: Level | None = None
+    digits: int = 1
 
 
 Panel = Lines | Densities | Pictures | Scatter | Bars
@@ -162,11 +163,12 @@ def needed() -> None:
     require("matplotlib", "a figure")
 
 
-def save(path: Path, title: str, panels: Sequence[Panel], caption: Sequence[str]) -> Path:
-    """Draw a page into a PNG file, its words inside as metadata too. UserError where it cannot be written."""
+def save(path: Path, title: str, panels: Sequence[Panel], caption: Sequence[str], source: str = "") -> Path:
+    """Draw a page into a PNG file, its words inside as metadata too. UserError where it cannot be written. source: what it was
+    made of, for `source_of`."""
     from matplotlib import rc_context
 
-    words = {"Title": title, "Description": "\n".join(caption)}
+    words = {"Title": title, "Description": "\n".join(caption)} | ({"Source": source} if source else {})
     try:
         path.parent.mkdir(exist_ok=True)
         with rc_context(LOOK), replacing(path) as file:
@@ -174,6 +176,17 @@ def save(path: Path, title: str, panels: Sequence[Panel], caption: Sequence[str]
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
     return path
+
+
+def source_of(path: Path) -> str:
+    """What a picture was made of, as `save` wrote it; "" where there is none that says it."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.info.get("Source", "")
+    except OSError:
+        return ""
 
 
 def page(title: str, panels: Sequence[Panel], caption: Sequence[str]) -> "Figure":
@@ -366,9 +379,9 @@ def draw_bars(axes: "Axes", panel: Bars) -> None:
             axes.barh(
                 place + 0.5, bar.value, 0.8, color=colours[bar.label], xerr=bar.spread, error_kw={"ecolor": INK, "capsize": 2}
             )
-            spread = "" if bar.spread is None else f" +- {bar.spread:.1f}"
-            end = bar.value + (bar.spread or 0)
-            axes.text(end + 0.01 * panel.most, place + 0.5, f"{bar.label} {bar.value:.1f}{spread}", size=SMALL, va="center")
+            spread = "" if bar.spread is None else f" +- {bar.spread:.{panel.digits}f}"
+            end, words = max(0.0, bar.value + (bar.spread or 0)), f"{bar.label} {bar.value:.{panel.digits}f}{spread}"
+            axes.text(end + 0.01 * panel.most, place + 0.5, words, size=SMALL, va="center")
         place += 1.5
     if panel.level is not None:
         axes.axvline(panel.level.y, color=GREY, linewidth=0.9, linestyle=DASHED, zorder=0)

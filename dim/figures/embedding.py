@@ -14,20 +14,20 @@ MOST = 2_000  # points: more take minutes and hide each other
 PERPLEXITY = 30.0
 
 
-def draw(folder: Path, config: Config, data: Dataset, state: dict) -> list[Path]:
+def draw(folder: Path, config: Config, data: Dataset, state: dict, other: str = "") -> list[Path]:
     """folder/figures/embedding.png: t-SNE of the codes y of at most MOST images."""
     drawing.needed()
     require("sklearn", "an embedding", "scikit-learn")
-    parts = samples.parts(config, data)
+    parts = samples.parts(config, data, other)
     asked = parts.test_order[:MOST]
     y = samples.codes(samples.trained_encoder(config, data, state), data, parts.test, asked)
     points, trust = embedded(y)
     title = f"{len(y):,} {parts.kind} images"
     names = samples.class_names(config, data)
     page = [drawing.Scatter(title, points, parts.test.labels[asked].numpy(), names)]
-    notes = [captions.about(folder.resolve().name, config, data, state)]
+    notes = [captions.about(folder.resolve().name, config, data, state, other)]
     notes += captions.of_embedding(parts, len(y), config.encoder.code_size, perplexity(len(y)), trust, bool(names))
-    return [drawing.save(folder / "figures" / "embedding.png", "Codes y in the plane, by t-SNE", page, notes)]
+    return [drawing.save(samples.place(folder, "embedding", other), "Codes y in the plane, by t-SNE", page, notes)]
 
 
 def perplexity(n: int) -> float:

@@ -16,13 +16,13 @@ QUERIES, NEIGHBOURS = 10, 5  # a row each; neighbours by each metric
 COUNTED = 1_000  # images whose neighbours' labels are counted
 
 
-def draw(folder: Path, config: Config, data: Dataset, state: dict) -> list[Path]:
+def draw(folder: Path, config: Config, data: Dataset, state: dict, other: str = "") -> list[Path]:
     """folder/figures/neighbours.png: each row an image and its nearest training images in y by L1 distance and by cosine.
 
     UserError where there are fewer candidates than neighbours.
     """
     drawing.needed()
-    parts, names = samples.parts(config, data), samples.class_names(config, data)
+    parts, names = samples.parts(config, data, other), samples.class_names(config, data)
     if min(len(parts.train_order) - NEIGHBOURS, len(parts.test_order) - 1) < 0:
         raise UserError(
             f"neighbours need {NEIGHBOURS} training images and 1 to ask about: {data.name} has {len(parts.train_order)} and "
@@ -52,11 +52,12 @@ def draw(folder: Path, config: Config, data: Dataset, state: dict) -> list[Path]
     ]
     counts = {metric: agreement(labels, own, found) for metric, found in places.items()} if names else {}
     heads = ["query", "nearest by L1 distance", "nearest by cosine similarity"]
-    notes = [captions.about(folder.resolve().name, config, data, state)]
+    notes = [captions.about(folder.resolve().name, config, data, state, other)]
     each = len(shown) == data.classes
     notes += captions.of_neighbours(parts, len(shown), each, len(asked), NEIGHBOURS, counts)
     page = [drawing.Pictures(heads, strips)]
-    return [drawing.save(folder / "figures" / "neighbours.png", "Nearest training images by their codes y", page, notes)]
+    path = samples.place(folder, "neighbours", other)
+    return [drawing.save(path, "Nearest training images by their codes y", page, notes)]
 
 
 def rows_shown(labels: Tensor, classes: int) -> Tensor:

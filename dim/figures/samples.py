@@ -25,17 +25,23 @@ class Drawn(NamedTuple):
     kind: str
 
 
-def drawn_images(config: Config, data: Dataset) -> Drawn:
+def place(folder: Path, name: str, other: str) -> Path:
+    """Where a picture of a run lies; that of another data set does not take the place of the run's own."""
+    return folder / "figures" / f"{'_'.join([name, *[other] * bool(other)])}.png"
+
+
+def drawn_images(config: Config, data: Dataset, other: str = "") -> Drawn:
     """Validation images where there is a batch of them, else images that train the encoder.
 
-    Their order is drawn, the same for all runs of one split seed: the validation part itself is sorted by class.
+    Their order is drawn, the same for all runs of one split seed: the validation part itself is sorted by class. other: the
+    name of the data where it is not what the encoder was trained on; their kind says so.
     """
     images, kind, index = data.train, "validation", torch.arange(0)
     if data.classes:
         index = data.validation(config.data.split_seed)[1]
     if len(index) < config.train.batch_size:
         images, kind, index = data.pretraining, "training", torch.arange(len(data.pretraining))
-    return Drawn(images, shuffled(config, index), kind)
+    return Drawn(images, shuffled(config, index), f"{other} {kind}".strip())
 
 
 class Parts(NamedTuple):
@@ -48,14 +54,16 @@ class Parts(NamedTuple):
     kind: str
 
 
-def parts(config: Config, data: Dataset) -> Parts:
-    """The training and the test split; without a test split all but a tenth of the training images, and that tenth."""
+def parts(config: Config, data: Dataset, other: str = "") -> Parts:
+    """The training and the test split; without a test split all but a tenth of the training images, and that tenth. other: as
+    for `drawn_images`."""
     everything = torch.arange(len(data.train))
     if len(data.test):
-        return Parts(data.train, everything, data.test, shuffled(config, torch.arange(len(data.test))), "test")
+        order = shuffled(config, torch.arange(len(data.test)))
+        return Parts(data.train, everything, data.test, order, f"{other} test".strip())
     order = shuffled(config, everything)
     kept = len(order) // 10
-    return Parts(data.train, order[kept:], data.train, order[:kept], "training")
+    return Parts(data.train, order[kept:], data.train, order[:kept], f"{other} training".strip())
 
 
 def shuffled(config: Config, index: Tensor) -> Tensor:
