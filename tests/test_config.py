@@ -73,14 +73,10 @@ def test_every_config_says_what_it_reproduces_and_how_it_was_measured(path):
     lines = path.read_text().splitlines()
     header = list(itertools.takewhile(lambda line: line.startswith("#"), lines))
     assert not any(line.startswith("#") for line in lines[len(header) :])
-    found: dict[str, str] = {}
-    for line in header:
-        if line.startswith("#   "):
-            found[label] += f" {line.removeprefix('#').strip()}"
-            continue
-        label, _, said = line.removeprefix("# ").partition(": ")
-        assert label not in found
-        found[label] = said
+    whole = "\n".join(header).replace("\n#   ", " ").splitlines()
+    pairs = [line.removeprefix("# ").partition(": ")[::2] for line in whole]
+    found = dict(pairs)
+    assert len(found) == len(pairs)
     assert [label for label in found if label != "Data"] == list(FACTS)
     assert all(found.values())
     named = f"--config {path.relative_to(ROOT)}" if path.stem != "digits" else "./run"
