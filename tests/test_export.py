@@ -15,6 +15,7 @@ import evaluate
 import train
 from dim import build, checkpoint, export
 from dim.config import UserError
+from dim.encoders import Encoder
 from dim.evals.features import features
 from dim.reading import saved
 
@@ -83,6 +84,28 @@ def test_images_as_bytes_and_as_numbers_in_0_to_1_are_the_same(run, tmp_path):
         encoder(images[:, :, :4])
     with pytest.raises(ValueError, match=r"torch.int64: they must be uint8"):
         encoder(images.long())
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [(-1, 1, "-1 to 1"), (0, 255, ".* to 255"), (-0.6, 1, "-0.6 to 1"), (0, 2.1, ".* to 2.1"), (float("nan"), 1, "nan to nan")],
+)
+def test_floats_that_are_not_in_0_to_1_are_refused(low, high, said):
+    """Images in [-1, 1], which the encoder itself is given, and images that were not divided."""
+    images = torch.rand(2, 1, 8, 8)
+    images[1, 0, 3, 4:6] = torch.tensor([low, high])
+    with pytest.raises(ValueError, match=f"images are floats from {said}: give uint8, or bring them into"):
+        export.Exported(Encoder("small8x8", 1), (1, 8, 8))(images)
+
+
+def test_floats_that_a_resize_made_are_taken():
+    encoder = export.Exported(Encoder("small8x8", 1), (1, 8, 8))
+    steps = torch.zeros(3, 1, 16, 16)
+    steps[:, :, ::3, 5:9] = 1
+    images = torch.nn.functional.interpolate(steps, size=(8, 8), mode="bicubic")
+    assert images.min() < 0
+    for some in (images, torch.full((1, 1, 8, 8), -1e-7), torch.full((1, 1, 8, 8), 1 + 1e-6), images[:0]):
+        assert encoder(some).y.isfinite().all()
 
 
 def test_an_export_needs_no_data(run, tmp_path):
