@@ -189,7 +189,8 @@ def picture(path: Path, side: int) -> np.ndarray:
 def sources(c: Data, parts: list[tuple[list[Path], Tensor]], side: int) -> list[Images]:
     """The images of each split's files and labels: decoded now and held while all that are held fit into data.memory, else
     decoded when needed."""
-    room, found = c.memory * 2**30, []
+    room = c.memory * 2**30
+    found: list[Images] = []
     for paths, labels in parts:
         streamed, size = Streamed(tuple(map(str, paths)), labels, side, c.workers), len(paths) * 3 * side * side
         fits = size <= room
