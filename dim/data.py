@@ -144,6 +144,10 @@ class Dataset:
                 f"{self.name} has no labels to probe: give one folder a class with --data.labels folders, or train with "
                 "--run.probe_every 0 and take the features with evaluate.py RUN --features FILE.npz"
             )
+        if not (len(self.train) and len(self.test)):
+            raise UserError(
+                f"{self.name} has {len(self.train)} training images and {len(self.test)} test images: a probe needs both"
+            )
         return self
 
     def validation(self, split_seed: int, fraction: float = 0.1) -> tuple[Tensor, Tensor]:

@@ -14,9 +14,10 @@ import dim
 import evaluate
 import train
 from dim import build, checkpoint, export
-from dim.config import UserError
+from dim.config import Config, UserError, built, flat
+from dim.data import Dataset, Split
 from dim.encoders import Encoder
-from dim.evals.features import features
+from dim.evals.features import features, set_statistics
 from dim.reading import saved
 
 
@@ -192,6 +193,32 @@ def test_onnx_runtime_gives_the_same_numbers(run, tmp_path):
             expected = encoder(data.floats(images))
         for ours, theirs in zip(expected, found, strict=True):
             np.testing.assert_allclose(theirs, ours.numpy(), rtol=0, atol=1e-4)
+
+
+def test_onnx_runtime_gives_the_same_numbers_of_a_backbone(tmp_path):
+    """Whose map, last map and vector are caught by hooks on layers of torchvision's net."""
+    import onnxruntime
+
+    config = built(flat(Config()) | {"encoder.name": "resnet18", "encoder.stem": "cifar", "encoder.code_size": 8})
+    torch.manual_seed(0)
+    data = small_data()
+    encoder = set_statistics(build.encoder(config, data.shape), data, data.train)
+    assert encoder.local == "layer2"
+    export.save_onnx(tmp_path / "e.onnx", encoder, config, data.facts, 0)
+    session = onnxruntime.InferenceSession(str(tmp_path / "e.onnx"))
+    found = session.run(None, {"images": data.units(data.test.images).numpy()})
+    with torch.no_grad():
+        expected = encoder(data.floats(data.test.images))
+    assert expected.map.shape != expected.conv.shape
+    for ours, theirs in zip(expected, found, strict=True):
+        np.testing.assert_allclose(theirs, ours.numpy(), rtol=0, atol=1e-4)
+
+
+def small_data():
+    """Images of 16 x 16, 12 for training and 3 for testing."""
+    images = torch.randint(0, 256, (15, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(15) % 2
+    return Dataset("small", Split(images[:12], labels[:12]), Split(images[12:], labels[12:]), 2)
 
 
 def test_without_the_package_onnx_says_what_to_install(run, tmp_path, monkeypatch, capsys):
