@@ -10,13 +10,12 @@ import argparse
 import itertools
 import json
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import torch
-from records import processor  # beside this file
+from records import commit, processor  # beside this file
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
@@ -59,7 +58,7 @@ def save_point(saved: Path, folder: Path, path: Path, point: dict, data: Path, k
     """Train and evaluate a point, write its JSON. known: rows of points before it, shared where the same."""
     where = {"run.dir": str(folder)} | ({} if "gaussian" in path.stem else {"data.root": str(data)})
     words = ["--config", str(path), *grid.texts(point | where)]
-    begun = time.process_time()
+    begun, now = time.process_time(), commit()
     if code := train.main(words):
         sys.exit(code)
     trained = time.process_time()
@@ -70,7 +69,6 @@ def save_point(saved: Path, folder: Path, path: Path, point: dict, data: Path, k
         rows = report["linear"]["rows"]
         more = {"protocol": report["linear"]["protocol"], "rows": {name: row["all"] for name, row in rows.items()}}
     found = negatives.point(folder, config, list(point), report)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     summary = json.loads((folder / "summary.json").read_text())
     more |= {
         "summary": summary,
@@ -78,7 +76,7 @@ def save_point(saved: Path, folder: Path, path: Path, point: dict, data: Path, k
         "evaluation_cpu_seconds": time.process_time() - trained,
     }
     saved.parent.mkdir(exist_ok=True)
-    save_json(saved, found._asdict() | more | {"commit": commit, "hardware": f"one thread of {processor()}"})
+    save_json(saved, found._asdict() | more | {"commit": now, "hardware": f"one thread of {processor()}"})
     shutil.rmtree(folder)
 
 

@@ -70,16 +70,60 @@ def main() -> int:
 def record(series: str, name: str, data: str, folder: Path) -> None:
     """Train or continue a run, evaluate it, write its JSON."""
     words = SERIES[series][name][1]
-    folder.mkdir(parents=True, exist_ok=True)
-    commit = folder / "commit.txt"
-    if not commit.exists():
-        commit.write_text(subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout)
     where = ["--data.root", str(Path(data).resolve())]
-    run(["train.py", *words.split(), *where, "--run.dir", str(folder)])
+    train(folder, [*words.split(), *where])
     runs = [*kept(folder), folder]
     if not all((place / "report.json").exists() for place in runs):
+        note_commit(folder / EVALUATED)
         run(["evaluate.py", *map(str, [*alike(folder), *runs]), *where])
     write(series, name, folder)
+
+
+TRAINED, EVALUATED = "commit.txt", "evaluation_commit.txt"  # in a run's folder: the commits at which it was done
+
+
+def train(folder: Path, words: list[str]) -> None:
+    """Train a run in a folder, or continue it; the commits of both stand in the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not finished(folder):
+        note_commit(folder / TRAINED)
+    run(["train.py", *words, "--run.dir", str(folder)])
+
+
+def finished(folder: Path) -> bool:
+    """Whether a run was trained to its end."""
+    path = folder / "summary.json"
+    if not path.exists():
+        return False
+    summary = json.loads(path.read_text())
+    return summary["step"] == summary["steps"]
+
+
+def note_commit(path: Path) -> None:
+    """Add the commit of now to those in a file."""
+    if (now := commit()) not in (known := noted(path)):
+        path.write_text("".join(f"{each}\n" for each in [*known, now]))
+
+
+def noted(path: Path) -> list[str]:
+    """The commits in a file, the first one first; [] where there is none."""
+    return path.read_text().split() if path.exists() else []
+
+
+def commit() -> str:
+    """The commit of the project's files, "-dirty" behind it where they differ from it (results/ apart, which a series writes
+    itself); "unknown" outside a checkout."""
+    head = git("rev-parse", "HEAD")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
+    return head + "-dirty" * bool(changed) if head else "unknown"
+
+
+def git(*words: str) -> str:
+    """What git says of the project, "" where it says nothing or is not there."""
+    try:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        return ""
 
 
 def alike(folder: Path) -> list[Path]:
@@ -111,7 +155,8 @@ def write(series: str, name: str, folder: Path) -> None:
     found = {
         "what": what,
         "command": f"python train.py {words} --data.root DIR",
-        "commit": (folder / "commit.txt").read_text().strip(),
+        "commit": ", ".join(noted(folder / TRAINED)),
+        "evaluation_commit": ", ".join(noted(folder / EVALUATED)),
         "hardware": f"one thread of {processor()}, shared with other work",
         "images_per_second": statistics.median(row["images_per_second"] for row in rows),
         "probes while training": [row for row in rows if "probe/fc_accuracy" in row],

@@ -14,7 +14,12 @@ import shutil
 import sys
 from pathlib import Path
 
-from records import CIFAR10, RESULTS, ROOT, processor, run  # beside this file
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs where nothing is installed
+
+# beside this file
+from records import CIFAR10, EVALUATED, RESULTS, ROOT, TRAINED, commit, note_commit, noted, processor, run, train
+
+from dim.checkpoint import save_json
 
 RUNS = ("paper_global", "paper_infonce", "paper_local_global", "recommended_seed1")
 STAGES = {
@@ -44,22 +49,32 @@ def measure(stages: list[str], where: list[str], runs: Path) -> None:
     """Train what is missing, then evaluate the runs stage by stage; reports that are there are continued."""
     folders = [runs / name for name in RUNS]
     for name, folder in zip(RUNS, folders, strict=True):
-        folder.mkdir(parents=True, exist_ok=True)
-        run(["train.py", *CIFAR10[name][1].split(), *where, "--run.dir", str(folder)])
+        train(folder, [*CIFAR10[name][1].split(), *where])
         if (PLACE / f"{name}.json").exists() and not (folder / "report.json").exists():
             shutil.copy(PLACE / f"{name}.json", folder / "report.json")  # evaluate.py drops it where the weights are others
     PLACE.mkdir(parents=True, exist_ok=True)
     for stage in stages:
-        before = os.times()
+        for folder in folders:
+            note_commit(folder / EVALUATED)
+        before, now = os.times(), commit()
         run(["evaluate.py", *map(str, folders), *STAGES[stage].split(), *where])
         after = os.times()
         used = after.children_user + after.children_system - before.children_user - before.children_system
         for name, folder in zip(RUNS, folders, strict=True):
-            shutil.copy(folder / "report.json", PLACE)
-            (PLACE / "report.json").replace(PLACE / f"{name}.json")
+            save_json(PLACE / f"{name}.json", with_commits(folder))
         log = PLACE / "stages.jsonl"
-        row = {"stage": stage, "words": STAGES[stage], "cpu_seconds": round(used), "hardware": f"one thread of {processor()}"}
+        row = {"stage": stage, "words": STAGES[stage], "cpu_seconds": round(used), "commit": now}
+        row |= {"hardware": f"one thread of {processor()}"}
         log.write_text((log.read_text() if log.exists() else "") + json.dumps(row) + "\n")
+
+
+def with_commits(folder: Path) -> dict:
+    """The report of a run with the commits at which it was trained and, in all stages so far, evaluated: those of stages before
+    the run was trained again stand in the report that was copied back."""
+    found = json.loads((folder / "report.json").read_text())
+    evaluated = [*found["run"].get("evaluation_commits", []), *noted(folder / EVALUATED)]
+    found["run"] |= {"training_commits": noted(folder / TRAINED), "evaluation_commits": list(dict.fromkeys(evaluated))}
+    return found
 
 
 def tables() -> str:

@@ -58,7 +58,7 @@ class Data:
     )
     side: int = option(0, "folder: pictures are stored at side x side pixels; 0: the encoder's size", at_least=0)
     skip_bad: bool = option(False, "folder: leave out files that are no images, with a warning; else they end the run")
-    memory: float = option(4.0, "folder: GiB of pictures to hold in memory; more are streamed", at_least=0)
+    memory: float = option(4.0, "folder: GiB of pictures to hold in memory, training and test; more are streamed", at_least=0)
     workers: int = option(2, "folder: processes that decode images", at_least=0)
     information: float = option(4.0, "gaussian: mutual information of a pair, nats", above=0)
     dimensions: int = option(20, "gaussian: numbers in each half of a pair", at_least=1)

@@ -145,6 +145,10 @@ class Dataset:
                 "--run.probe_every 0, then probe another data set with evaluate.py RUN --data.name NAME --data.root DIR, or "
                 "take the features with --features FILE.npz"
             )
+        if not (len(self.train) and len(self.test)):
+            raise UserError(
+                f"{self.name} has {len(self.train)} training images and {len(self.test)} test images: a probe needs both"
+            )
         return self
 
     def validation(self, split_seed: int, fraction: float = 0.1) -> tuple[Tensor, Tensor]:

@@ -23,12 +23,14 @@ from dim.evals.features import features
 from dim.reading import known, one_line, typed
 
 FORMAT = 1
+LOWEST, HIGHEST = -0.5, 2.0  # of images in [0, 1] after a resize, whose filter may overshoot
 
 
 class Exported(nn.Module):
     """A frozen encoder that takes images as they are: uint8 [N, C, S, S], or floats in [0, 1] -> Encoding (map, conv, fc, y).
 
-    shape: (C, S, S). Raises ValueError for images of another shape, type or range.
+    shape: (C, S, S). Raises ValueError for images of another shape or type, and for floats below -0.5 or above 2: images in
+    [-1, 1], standardised or not divided. Between these and [0, 1] lies what a resize with a bicubic filter overshoots.
     """
 
     def __init__(self, encoder: nn.Module, shape: tuple[int, int, int], levels: int = 255, signed: bool = True):
@@ -41,8 +43,10 @@ class Exported(nn.Module):
             raise ValueError(f"images are {images.dtype}: they must be uint8, or floats in [0, 1]")
         if tuple(images.shape[1:]) != self.shape:
             raise ValueError(f"images are {list(images.shape)}: this encoder takes [N, {', '.join(map(str, self.shape))}]")
-        if images.is_floating_point() and not torch.compiler.is_compiling() and (images > 2).any():  # a resize may pass 1
-            raise ValueError(f"images are floats up to {images.max():g}: give uint8, or divide so that they are in [0, 1]")
+        if images.is_floating_point() and not torch.compiler.is_compiling() and images.numel():
+            low, high = (end.item() for end in images.aminmax())
+            if not (low >= LOWEST and high <= HIGHEST):  # NaN is no number in between
+                raise ValueError(f"images are floats from {low:g} to {high:g}: give uint8, or bring them into [0, 1]")
         weight = next(self.encoder.parameters())
         units = images.to(weight) / self.levels if images.dtype == torch.uint8 else images.to(weight)
         return self.encoder(units * 2 - 1 if self.signed else units)

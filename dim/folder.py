@@ -41,7 +41,7 @@ def folder(c: Data, size: int = 0) -> Dataset:
         raise UserError("data.side is 0 and the encoder takes any size: give the side of the pictures, such as --data.side 64")
     if c.labels == "none":
         paths = images_under(root)
-        train = source(c, *good(c, paths, torch.full((len(paths),), -1)), side)
+        (train,) = sources(c, [good(c, paths, torch.full((len(paths),), -1))], side)
         none = Split(torch.zeros(0, 3, side, side, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64))
         return Dataset("folder", train, none, classes=0, size=size, fit=c.fit)
     parts = [root / name for name in ("train", "val", "test") if os.path.isdir(root / name)]
@@ -51,7 +51,7 @@ def folder(c: Data, size: int = 0) -> Dataset:
         raise UserError(f"{root} has {there}: a split needs train, and val or test; or give one folder a class, without them")
     names = classes_of(parts[0] if official else root)
     labelled = [with_labels(c, part, names) for part in (parts[:2] if official else [root])]
-    train, test = (source(c, *part, side) for part in (labelled if official else held_out(c, *labelled[0], len(names))))
+    train, test = sources(c, labelled if official else held_out(c, *labelled[0], len(names)), side)
     return Dataset("folder", train, test, classes=len(names), size=size, fit=c.fit)
 
 
@@ -186,13 +186,24 @@ def picture(path: Path, side: int) -> np.ndarray:
         return np.asarray(image.crop((left, top, left + side, top + side))).transpose(2, 0, 1)
 
 
-def source(c: Data, paths: list[Path], labels: Tensor, side: int) -> Images:
-    """The images of these files, decoded now and held where they fit into data.memory, else decoded when needed."""
+def sources(c: Data, parts: list[tuple[list[Path], Tensor]], side: int) -> list[Images]:
+    """The images of each split's files and labels: decoded now and held while all that are held fit into data.memory, else
+    decoded when needed."""
+    room = c.memory * 2**30
+    found: list[Images] = []
+    for paths, labels in parts:
+        streamed, size = Streamed(tuple(map(str, paths)), labels, side, c.workers), len(paths) * 3 * side * side
+        fits = size <= room
+        room -= size * fits
+        found.append(held(c, streamed, paths) if fits else streamed)
+    return found
+
+
+def held(c: Data, streamed: "Streamed", paths: list[Path]) -> Split:
+    """The images of these files, decoded."""
     from tqdm import tqdm
 
-    streamed = Streamed(tuple(map(str, paths)), labels, side, c.workers)
-    if len(paths) * 3 * side * side > c.memory * 2**30:
-        return streamed
+    labels, side = streamed.labels, streamed.side
     images = torch.empty(len(paths), 3, side, side, dtype=torch.uint8)
     bad: dict[int, str] = {}
     place = 0

@@ -22,7 +22,8 @@ class Live(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.now, self.peak, self.known = 0, 0, weakref.WeakSet()
+        self.now, self.peak = 0, 0
+        self.known: weakref.WeakSet = weakref.WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -49,7 +50,9 @@ def of_a_step(model: Model, pictures: tuple[int, ...], images: int, step: int = 
     """
     weight = next(model.parameters())
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-        tensors = {name: fake.from_tensor(t) for name, t in (*model.named_parameters(), *model.named_buffers())}
+        tensors: dict[str, Tensor] = {
+            name: fake.from_tensor(t) for name, t in (*model.named_parameters(), *model.named_buffers())
+        }
         wanted = [tensors[name] for name, p in model.named_parameters() if p.requires_grad]
         shown = torch.empty(pictures, dtype=weight.dtype, device=weight.device).contiguous(memory_format=torch.channels_last)
         index = torch.arange(images, device=weight.device)

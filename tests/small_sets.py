@@ -37,11 +37,11 @@ def cifar10(monkeypatch, root: Path, n: int = 4) -> dict[str, np.ndarray]:
     return images
 
 
-def cifar100(monkeypatch, root: Path) -> dict[str, np.ndarray]:
-    """100 training and 20 test images, whose fine labels are 99, 98, .."""
+def cifar100(monkeypatch, root: Path, classes: int = 100) -> dict[str, np.ndarray]:
+    """100 training and 20 test images, whose fine labels are 99, 98, .., this many of them, and again."""
     images = {part: noise(n, 3, 32, 32, seed=n) for part, n in (("train", 100), ("test", 20))}
     for part, found in images.items():
-        content = batch(found, [99 - i for i in range(len(found))], "fine_labels")
+        content = batch(found, [99 - i % classes for i in range(len(found))], "fine_labels")
         put(monkeypatch, root, f"cifar-100-python/{part}", content)
     return images
 

@@ -1,5 +1,6 @@
 """Configuration: what is read, what is refused, and in which words."""
 
+import itertools
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -63,11 +64,27 @@ def test_every_config_is_read_back_the_same(path, tmp_path):
     assert read([], tmp_path / "again.yaml")[0] == config
 
 
+FACTS = ("Reproduces", "Command", "Hardware", "Time", "Result")
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_says_command_and_result(path):
-    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    assert any(line.startswith("# Command:") for line in header)
-    assert any("easured" in line for line in header)
+def test_every_config_says_what_it_reproduces_and_how_it_was_measured(path):
+    """In five labelled facts, with what must be known of its data between them, continued on lines that stand further in."""
+    lines = path.read_text().splitlines()
+    header = list(itertools.takewhile(lambda line: line.startswith("#"), lines))
+    assert not any(line.startswith("#") for line in lines[len(header) :])
+    whole = "\n".join(header).replace("\n#   ", " ").splitlines()
+    pairs = [line.removeprefix("# ").partition(": ")[::2] for line in whole]
+    found = dict(pairs)
+    assert len(found) == len(pairs)
+    assert [label for label in found if label != "Data"] == list(FACTS)
+    assert all(found.values())
+    named = f"--config {path.relative_to(ROOT)}" if path.stem != "digits" else "./run"
+    assert named in found["Command"]
+    assert "easured" in found["Time"] or re.search(r"about [\d.]+ (second|minute|hour)", found["Time"])
+    records = re.findall(r"results/[\w./]*\w", found["Result"])
+    assert found["Result"].startswith("not measured") or records
+    assert all((ROOT / record).exists() for record in records)
 
 
 @given(

@@ -13,6 +13,7 @@ from conftest import tiny
 from PIL import Image
 from test_datasets import HOSTILE, archive
 
+import evaluate
 import train
 from dim import datasets
 
@@ -326,6 +327,55 @@ def test_damaged_data_are_one_line_and_exit_code_2(case, tmp_path, monkeypatch, 
     assert says in err
     assert everything(tmp_path) == before
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A tiny run on each of some data sets while they were sound."""
+    place = tmp_path_factory.mktemp("sound")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in EVALUATED:
+            MADE.get(name, folders)(patch, place / name)
+            given = [
+                "--data.name",
+                name,
+                "--data.root",
+                str(place / name),
+                "--train.batch_size",
+                "20",
+                "--encoder.name",
+                "small8x8",
+            ]
+            given += ["--data.fit", "resize"] if name != "folder" else list(FOLDERS)
+            assert train.main(tiny(place / "runs" / name, *given)) == 0
+    return place / "runs"
+
+
+EVALUATED = {
+    "cifar10": ["no folder", "a missing batch", "one byte changed", "a hostile pickle", "a label 10", "no images"],
+    "stl10": ["no unlabelled images", "half an image", "nine folds", "a fold beyond the images"],
+    "folder": ["missing", "no class", "one class", "another class in val", "text as .jpg", "half an image", "a bomb", "a pipe"],
+}
+
+
+@pytest.mark.parametrize("case", [f"{name}: {what}" for name, cases in EVALUATED.items() for what in cases])
+def test_damaged_data_at_evaluation_are_one_line_and_exit_code_2(case, runs, tmp_path, monkeypatch, capsys):
+    name, damage, says, *words = CASES[case]
+    monkeypatch.chdir(tmp_path)
+    root = tmp_path / "place" / "root"
+    MADE.get(name, folders)(monkeypatch, root)
+    damage(monkeypatch, root)
+    before = everything(tmp_path) + everything(runs)
+    if name == "folder" and not words:
+        words = ["--data.labels", "none"]  # so that files outside the classes' folders are looked at
+    if case.endswith("no images"):
+        says = "cifar10 has 0 training images and 4 test images: a probe needs both"
+    assert evaluate.main([str(runs / name), "--data.root", str(root), *words]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert says in err
+    assert everything(tmp_path) + everything(runs) == before
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

@@ -8,6 +8,7 @@ import sys
 from functools import partial
 
 import pytest
+import small_sets
 import torch
 from conftest import ROOT, made_data, tiny
 
@@ -15,7 +16,7 @@ import evaluate
 import train
 from dim import build, checkpoint, report
 from dim.average import Average
-from dim.config import Config
+from dim.config import Config, built, flat
 from dim.evals import mlp, protocol, sections
 from dim.evals.features import features, set_statistics
 from dim.evals.reconstruction import Reconstruction
@@ -443,8 +444,138 @@ def test_a_damaged_checkpoint_is_one_line(change, message, trained, tmp_path, ca
 
 def test_a_run_that_has_not_been_trained_is_said(trained, tmp_path, capsys):
     (tmp_path / "config.yaml").write_text((trained / "config.yaml").read_text())
-    assert evaluate.main([str(tmp_path)]) == 2
-    assert "train the run first" in capsys.readouterr().err
+    for words in ([], ["--measures", "mine"], ["--figures", "neighbours"], ["--probes", "finetune", "--labels-per-class", "5"]):
+        assert evaluate.main([str(tmp_path), *words]) == 2
+        err = capsys.readouterr().err
+        assert err.endswith(f"no checkpoint {tmp_path}/checkpoint.pt: train the run first\n")
+        assert err.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A tiny run on a folder of two classes."""
+    place = tmp_path_factory.mktemp("photos")
+    small_sets.pictures(place / "images", {"a": 20, "b": 20})
+    words = [
+        "--data.name",
+        "folder",
+        "--data.labels",
+        "folders",
+        "--data.root",
+        str(place / "images"),
+        "--train.batch_size",
+        "16",
+    ]
+    assert train.main(tiny(place / "run", *words)) == 0
+    return place / "run"
+
+
+def pictures(train: dict[str, int], test: dict[str, int]):
+    """Makes a folder of training and test pictures of each class; an empty file stands in a class of none."""
+
+    def make(root):
+        for part, classes in (("train", train), ("val", test)):
+            small_sets.pictures(root / part, classes, seed=part == "val")
+            for name in (name for name, n in classes.items() if not n):
+                (root / part / name / "empty.png").touch()
+
+    return make
+
+
+TOO_LITTLE = [  # training and test pictures, what is asked for, what is said
+    (pictures({"a": 9, "b": 0}, {"a": 3, "b": 3}), ["--layers", "y"], "folder has labels of 1 class: a probe needs two"),
+    (pictures({"a": 1, "b": 1}, {"a": 3, "b": 3}), ["--layers", "y"], "no class has 2, one of them for validation"),
+    (pictures({"a": 1, "b": 1}, {"a": 3, "b": 3}), ["--probes", "knn"], "no class has 2, one of them for validation"),
+    (pictures({"a": 2, "b": 2}, {"a": 3, "b": 3}), ["--figures", "neighbours"], "neighbours need 5 training images"),
+    (pictures({"a": 5, "b": 5}, {"a": 3, "b": 3}), ["--figures", "embedding"], "an embedding needs 21 images"),
+    (pictures({"a": 5, "b": 5}, {"a": 3, "b": 3}), ["--measures", "mine"], "needed are real numbers [n, D] with n at least 30"),
+    (pictures({"a": 5, "b": 5}, {"a": 3, "b": 3}), ["--measures", "ndm"], "needed are real numbers [n, D] with n at least 30"),
+    (
+        pictures({"a": 5, "b": 5}, {"a": 3, "b": 3}),
+        ["--probes", "finetune", "--labels-per-class", "5"],
+        "5 labels a class are asked for: folder has from 1 to 4 in each beside the validation part",
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "words", "said"), TOO_LITTLE)
+def test_too_few_images_or_classes_are_one_line(make, words, said, photos, tmp_path, capsys):
+    make(tmp_path / "root")
+    given = [str(photos), "--data.root", str(tmp_path / "root"), "--data.skip_bad", "true", *words]
+    assert evaluate.main(given) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning: ")]
+    assert len(lines) == 1
+    assert said in lines[0]
+
+
+def test_neighbours_are_no_more_than_there_are_images(photos, tmp_path, capsys):
+    pictures({"a": 3, "b": 3}, {"a": 2, "b": 2})(tmp_path / "root")
+    words = ["--data.root", str(tmp_path / "root"), "--probes", "knn", "--layers", "y", "--force"]
+    assert evaluate.main([str(photos), *words]) == 0
+    report = json.loads((photos / "report_root.json").read_text())
+    assert all(cell["k"] <= 3 for row in report["knn"]["rows"].values() for cell in row.values())
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--layers", "y"], "the features trained y are not all finite numbers: the run's weights or its images are damaged"),
+        (["--probes", "svm", "--layers", "fc", "--once"], "the features trained fc are not all finite numbers"),
+        (["--probes", "mlp", "--protocol", "paper", "--layers", "y"], "the features y are not all finite numbers"),
+        (["--measures", "mine"], "values that are not finite"),
+        (["--measures", "reconstruction"], "are not finite: the run may be damaged"),
+        (["--figures", "neighbours"], "are not finite: the run's checkpoint may be damaged"),
+        (["--figures", "embedding"], "are not finite: the run's checkpoint may be damaged"),
+    ],
+)
+def test_features_that_are_not_finite_are_one_line(words, said, trained, tmp_path, monkeypatch, capsys):
+    """Of weights that are finite, so that only what they make of an image tells."""
+    quick(monkeypatch)
+    monkeypatch.setattr(mlp, "PAPER_EPOCHS", 2)
+    monkeypatch.setattr(mlp, "PAPER_LAST", 1)
+    few = protocol.Columns(knobs={"C": 1.0}, resampled=False)
+    monkeypatch.setitem(protocol.COLUMNS, "digits", few)
+    shutil.copytree(trained, tmp_path / "r", ignore=shutil.ignore_patterns("report*"))
+    damaged(tmp_path / "r", lambda weights: [t.fill_(3e38) for name, t in weights.items() if name.endswith("weight")])
+    assert evaluate.main([str(tmp_path / "r"), *words]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert said in err
+
+
+def test_a_run_on_cifar10_is_probed_on_cifar100_whose_name_stands_in_every_row(tmp_path, monkeypatch, capsys):
+    small_sets.cifar10(monkeypatch, tmp_path / "ten")
+    small_sets.cifar100(monkeypatch, tmp_path / "hundred", classes=4)
+    words = ["--data.name", "cifar10", "--data.root", str(tmp_path / "ten"), "--data.fit", "resize", "--train.batch_size", "20"]
+    assert train.main(tiny(tmp_path / "r", *words, "--encoder.name", "small8x8")) == 0
+    words = [
+        "--data.name",
+        "cifar100",
+        "--data.root",
+        str(tmp_path / "hundred"),
+        "--layers",
+        "fc",
+        "y",
+        "--probes",
+        "linear",
+        "knn",
+    ]
+    assert evaluate.main([str(tmp_path / "r"), *words]) == 0
+    assert not (tmp_path / "r" / "report.json").exists()
+    report = json.loads((tmp_path / "r" / "report_cifar100.json").read_text())
+    assert report["run"]["data"] == "cifar100"
+    assert list(report) == ["run", "linear", "knn"]
+    for title in ("linear", "knn"):
+        part = report[title]
+        assert part["chance"] == 0.01
+        assert part["protocol"].startswith("cifar100, 20 test images")
+        assert "100 training images" in part["protocol"]
+        rows = ["raw pixels", "random fc", "random y", "trained fc", "trained y"]
+        assert list(part["rows"]) == [f"{row} on cifar100" for row in rows]
+    config = built(flat(saved(tmp_path / "r")) | {"data.name": "cifar100", "data.root": str(tmp_path / "hundred")})
+    assert report["run"]["data_sha256"] == build.dataset(config).fingerprint
+    assert "trained y on cifar100" in capsys.readouterr().out
 
 
 def blocked(*names: str) -> str:
@@ -482,6 +613,9 @@ def test_a_missing_package_is_said_before_anything_is_computed(package, words, s
 NEEDS = [  # a package, what needs it, what is said
     ("safetensors", ["evaluate", "{run}", "--export", "e.safetensors"], "an export needs the package safetensors"),
     ("onnx", ["evaluate", "{run}", "--export", "e.onnx"], "an export to ONNX needs the package onnx"),
+    ("onnxscript", ["evaluate", "{run}", "--export", "e.onnx"], "an export to ONNX needs the package onnxscript"),
+    ("torchmetrics", ["evaluate", "{run}", "--measures", "reconstruction"], "MS-SSIM needs the package torchmetrics"),
+    ("sklearn", ["evaluate", "{photos}", "--figures", "embedding"], "an embedding needs the package scikit-learn"),
     ("matplotlib", ["evaluate", "{run}", "--figures", "curves"], "a figure needs the package matplotlib"),
     ("torchvision", ["train", "--encoder.name", "resnet18"], "encoder.name resnet18 needs the package torchvision"),
     (
@@ -495,8 +629,8 @@ NEEDS = [  # a package, what needs it, what is said
 
 
 @pytest.mark.parametrize(("package", "words", "said"), NEEDS)
-def test_a_missing_package_stops_only_what_needs_it_in_one_line(package, words, said, trained, tmp_path):
-    script, *words = [word.format(run=trained) for word in words]
+def test_a_missing_package_stops_only_what_needs_it_in_one_line(package, words, said, trained, photos, tmp_path):
+    script, *words = [word.format(run=trained, photos=photos) for word in words]
     code = blocked(package) + f"sys.path.insert(0, {str(ROOT)!r})\nimport {script}\nsys.exit({script}.main({words!r}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2, done.stderr

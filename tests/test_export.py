@@ -4,18 +4,23 @@ import json
 import os
 import subprocess
 import sys
+from collections import OrderedDict
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, tiny
+from torch import nn
 
 import dim
 import evaluate
 import train
 from dim import build, checkpoint, export
-from dim.config import UserError
-from dim.evals.features import features
+from dim.backbones import Backbone
+from dim.config import Config, UserError, built, flat
+from dim.data import Dataset, Split
+from dim.encoders import Encoder
+from dim.evals.features import features, set_statistics
 from dim.reading import saved
 
 
@@ -83,6 +88,28 @@ def test_images_as_bytes_and_as_numbers_in_0_to_1_are_the_same(run, tmp_path):
         encoder(images[:, :, :4])
     with pytest.raises(ValueError, match=r"torch.int64: they must be uint8"):
         encoder(images.long())
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [(-1, 1, "-1 to 1"), (0, 255, ".* to 255"), (-0.6, 1, "-0.6 to 1"), (0, 2.1, ".* to 2.1"), (float("nan"), 1, "nan to nan")],
+)
+def test_floats_that_are_not_in_0_to_1_are_refused(low, high, said):
+    """Images in [-1, 1], which the encoder itself is given, and images that were not divided."""
+    images = torch.rand(2, 1, 8, 8)
+    images[1, 0, 3, 4:6] = torch.tensor([low, high])
+    with pytest.raises(ValueError, match=f"images are floats from {said}: give uint8, or bring them into"):
+        export.Exported(Encoder("small8x8", 1), (1, 8, 8))(images)
+
+
+def test_floats_that_a_resize_made_are_taken():
+    encoder = export.Exported(Encoder("small8x8", 1), (1, 8, 8))
+    steps = torch.zeros(3, 1, 16, 16)
+    steps[:, :, ::3, 5:9] = 1
+    images = torch.nn.functional.interpolate(steps, size=(8, 8), mode="bicubic")
+    assert images.min() < 0
+    for some in (images, torch.full((1, 1, 8, 8), -1e-7), torch.full((1, 1, 8, 8), 1 + 1e-6), images[:0]):
+        assert encoder(some).y.isfinite().all()
 
 
 def test_an_export_needs_no_data(run, tmp_path):
@@ -169,6 +196,42 @@ def test_onnx_runtime_gives_the_same_numbers(run, tmp_path):
             expected = encoder(data.floats(images))
         for ours, theirs in zip(expected, found, strict=True):
             np.testing.assert_allclose(theirs, ours.numpy(), rtol=0, atol=1e-4)
+
+
+def own_net(shape) -> nn.Module:
+    """A backbone of a few layers by name."""
+    layers = {"a": nn.Conv2d(3, 4, 3), "b": nn.Conv2d(4, 5, 3, 2), "pool": nn.AdaptiveAvgPool2d(1), "flat": nn.Flatten()}
+    return Backbone(nn.Sequential(OrderedDict(layers)), local="a", glob="pool", example=torch.zeros(2, *shape), code_size=8)
+
+
+def resnet(shape) -> nn.Module:
+    return build.encoder(built(flat(Config()) | {"encoder.name": "resnet18", "encoder.stem": "cifar"}), shape)
+
+
+@pytest.mark.parametrize("make", [own_net, pytest.param(resnet, marks=pytest.mark.slow)])
+def test_onnx_runtime_gives_the_same_numbers_of_a_backbone(make, tmp_path):
+    """Whose map, last map and vector are caught by hooks on layers."""
+    import onnxruntime
+
+    torch.manual_seed(0)
+    data = small_data()
+    encoder = set_statistics(make(data.shape), data, data.train)
+    assert encoder.local in ("a", "layer2")
+    export.save_onnx(tmp_path / "e.onnx", encoder, Config(), data.facts, 0)
+    session = onnxruntime.InferenceSession(str(tmp_path / "e.onnx"))
+    found = session.run(None, {"images": data.units(data.test.images).numpy()})
+    with torch.no_grad():
+        expected = encoder(data.floats(data.test.images))
+    assert expected.map.shape != expected.conv.shape
+    for ours, theirs in zip(expected, found, strict=True):
+        np.testing.assert_allclose(theirs, ours.numpy(), rtol=0, atol=1e-4)
+
+
+def small_data():
+    """Images of 16 x 16, 12 for training and 3 for testing."""
+    images = torch.randint(0, 256, (15, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(15) % 2
+    return Dataset("small", Split(images[:12], labels[:12]), Split(images[12:], labels[12:]), 2)
 
 
 def test_without_the_package_onnx_says_what_to_install(run, tmp_path, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from statistics import mean, stdev
 
 import pytest
 import torch
@@ -10,14 +11,18 @@ from conftest import ROOT, tiny
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import few_labels
 
+import evaluate
 import train
 from dim import build, checkpoint
+from dim.evals import protocol
 from dim.reading import saved
 
 
 def test_points_are_what_their_names_say():
     assert len(few_labels.FINETUNING) == 3 * 3 * (4 + 1)
     assert len(few_labels.ADAPTATION) == 2 * 2 * 2 * 3
+    assert len(few_labels.PROBED) == (1 + 2 * 3) * 3
+    assert few_labels.PROBED["linear_random_conv_250"] == ("random conv", "random", "conv", 250)
     assert few_labels.FINETUNING["finetune_trained_50_pseudo_seed2"] == ("trained", 50, "pseudo", 2)
     assert few_labels.ADAPTATION["adapt_noise_unbalanced_0.1_seed1"] == ("noise", "unbalanced", 0.1, 1)
 
@@ -57,6 +62,86 @@ def test_points_are_measured_once_and_tabled(run, tmp_path, monkeypatch, capsys)
     with pytest.raises(SystemExit):
         few_labels.main()
     assert "is of another run" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def other_seed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "other"
+    assert train.main(tiny(folder, "--seed", "1")) == 0
+    return folder
+
+
+def asked(monkeypatch, results, *words) -> dict[str, dict]:
+    """The command with these words; all points that are then there."""
+    monkeypatch.setattr(sys, "argv", ["few_labels.py", *map(str, words), "--results", str(results)])
+    assert few_labels.main() == 0
+    return {path.stem: json.loads(path.read_text()) for path in results.iterdir()}
+
+
+@pytest.fixture
+def two_draws(monkeypatch):
+    """The digits protocol with fewer draws, so that it takes seconds."""
+    monkeypatch.setitem(protocol.COLUMNS, "digits", protocol.Columns(draws=2, knobs={"C": 1.0}, resampled=False))
+
+
+def test_the_linear_probe_is_that_of_evaluate(run, two_draws, tmp_path, monkeypatch, capsys):
+    names = [f"linear_{point}" for point in ("raw_x_10", "random_fc_10", "trained_fc_10", "trained_fc_50")]
+    found = asked(monkeypatch, tmp_path, run, *names)
+    assert set(found) == {"linear_raw_x_10", *(f"{name}_seed0" for name in names[1:])}
+    assert evaluate.main([str(run), "--layers", "fc", "--labels-per-class", "10", "50"]) == 0
+    rows = json.loads((run / "report.json").read_text())["linear"]["rows"]
+    for name, point in found.items():
+        row, _, _, labels = few_labels.PROBED[name.removesuffix("_seed0")]
+        theirs = rows[row][str(labels)]
+        assert {key: point["result"][key] for key in theirs if key != "seconds"} | {"seconds": theirs["seconds"]} == theirs
+        assert point["result"]["draws"] == 2
+    assert found["linear_raw_x_10"]["run"].keys() == {"data", "data_sha256"}
+    cell = rows["trained fc"]["50"]
+    text = f"{100 * cell['accuracy']:.1f} +- {100 * cell['sd']:.1f} (2 draws)"
+    assert text in next(line for line in few_labels.tables(tmp_path).splitlines() if line.startswith("| trained fc "))
+    capsys.readouterr()
+
+
+def test_the_spread_of_several_runs_is_over_their_seeds(two_draws, run, other_seed, tmp_path, monkeypatch, capsys):
+    name = "linear_trained_y_10"
+    made, before = [], few_labels.probed
+    monkeypatch.setattr(few_labels, "probed", lambda name, run: made.append(run.config.seed) or before(name, run))
+    asked(monkeypatch, tmp_path, run, name)
+    found = asked(monkeypatch, tmp_path, run, name, "--more", other_seed)
+    assert made == [0, 1]  # what is there is not done again
+    assert set(found) == {f"{name}_seed0", f"{name}_seed1"}
+    assert [point["run"]["seed"] for point in found.values()] == [int(stem[-1]) for stem in found]
+    scores = [100 * point["result"]["accuracy"] for point in found.values()]
+    assert f"| {mean(scores):.1f} +- {stdev(scores):.1f} (2 pretraining seeds) |  |  |" in capsys.readouterr().out
+
+
+def test_only_runs_that_differ_in_their_seed_alone_have_a_spread(run, other_seed, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "slow"
+    assert train.main(tiny(folder, "--seed", "2", "--train.lr", "1e-5")) == 0
+    for more, message in (
+        ([run], "the runs have the seeds 0, 0: give one of each seed"),
+        ([other_seed, folder], "differ in train.lr: give runs of other seeds alone"),
+    ):
+        words = ["few_labels.py", str(run), "linear", "--more", *map(str, more), "--results", str(tmp_path / "none")]
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit):
+            few_labels.main()
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+def test_every_point_says_its_commits(run, two_draws, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(few_labels, "commit", lambda: "a1-dirty")
+    (run / "commit.txt").write_text("b2\n")
+    names = ("adapt_noise_balanced_1_seed1", "finetune_random_10_none_seed1", "linear_trained_y_50")
+    found = asked(monkeypatch, tmp_path, run, *names, "--steps", "3")
+    assert [(point["training_commit"], point["commit"]) for point in found.values()] == [("b2", "a1-dirty")] * 3
+    monkeypatch.setattr(few_labels, "commit", lambda: "c3")
+    later = asked(monkeypatch, tmp_path, run, names[0].replace("balanced", "unbalanced"), "--steps", "3")
+    point = later["adapt_noise_unbalanced_1_seed1"]
+    assert (point["commit"], point["source_commit"]) == ("c3", "a1-dirty")  # its classifier was there
+    (run / "commit.txt").unlink()
+    capsys.readouterr()
 
 
 @pytest.fixture

@@ -219,6 +219,18 @@ def run(run_dir: Path, root: Path, *words: str) -> int:
     return train.main(tiny(run_dir, *[word for pair in given.items() for word in pair], *words))
 
 
+@pytest.mark.parametrize(
+    ("room", "expected"),
+    [(15, ("Split", "Split")), (14, ("Split", "Streamed")), (9, ("Streamed", "Split")), (4, ("Streamed", "Streamed"))],
+)
+def test_the_budget_is_that_of_all_splits_together(room, expected, tmp_path):
+    """Ten images for training and five for testing; a split is held while all that are held fit."""
+    small_sets.pictures(tmp_path / "train", {"a": 5, "b": 5})
+    small_sets.pictures(tmp_path / "val", {"a": 3, "b": 2}, seed=1)
+    found = of(tmp_path, labels="folders", memory=room * 3 * 8 * 8 / 2**30)
+    assert tuple(type(part).__name__ for part in (found.train, found.test)) == expected
+
+
 STREAMED = ("--data.memory", "0")
 
 

@@ -80,46 +80,51 @@ def test_the_commands_for_own_images_run(tmp_path, command):
 
 
 def test_an_estimator_can_be_added_as_it_says(tmp_path):
-    """In a copy of the project, its four places edited; then the tests of every estimator."""
-    (code,) = (block for block in BLOCKS if "def least_squares" in block)
-    function = "\n".join(line[4:] for line in code.split("ESTIMATORS")[0].splitlines())
-    line = code.split("ESTIMATORS = {..., ")[1].strip().removesuffix("}")
-    edits = {
-        "dim/estimators.py": [
-            ("def raised(", function.strip() + "\n\n\ndef raised("),
-            ("ESTIMATORS = {", f"ESTIMATORS = {{{line},"),
-        ],
-        "dim/config.py": [('"tv", "wasserstein"', '"tv", "wasserstein", "least_squares"')],
-        "tests/test_estimators.py": [
-            ("LOOPS = {", LOOP + "LOOPS = {"),
-            ('    "jsd": jsd_loop,', '    "least_squares": least_squares_loop,\n    "jsd": jsd_loop,'),
-            ("CONSTANT = {", 'CONSTANT = {"least_squares": lambda c: 2 * c - 2 * c**2,'),
-            ("PERFECT = {", 'PERFECT = {"least_squares": (2e4 - 2e8, False),'),
-            ("REVERSED = {", 'REVERSED = {"least_squares": -2e4 - 2e8,'),
-            ('name == "chi2"', 'name in ("chi2", "least_squares")'),
-            ("(gradients[0] >= 0).all()", '(gradients[0] >= 0).all() or name == "least_squares"'),
-        ],
-    }
+    """In a copy of the project: each block of its section in the file named last before it, and the choice in the schema. Then
+    all tests that ask every estimator for something."""
+    section = README.split("### Add your own estimator\n")[1].split("\n#")[0]
     project = copy_of_the_project(tmp_path)
-    for name, pairs in edits.items():
-        text = (project / name).read_text()
-        for old, new in pairs:
-            assert text.count(old) == 1, (name, old)
-            text = text.replace(old, new)
-        (project / name).write_text(text)
-    words = [sys.executable, "-m", "pytest", "-q", "tests/test_estimators.py", "-p", "no:cacheprovider"]
+    named = {}
+    for block in (block for block in BLOCKS if block in section):
+        before = section[: section.index(block)]
+        name = re.findall(r"`((?:dim|tests)/[\w/]+\.py)`", before)[-1]
+        named[name] = added(project / name, "\n".join(line[4:] for line in block.splitlines()).strip())
+    assert named == {
+        "dim/estimators.py": ["ESTIMATORS"],
+        "dim/figures/captions.py": ["NATURE"],
+        "tests/test_estimators.py": ["LOOPS", "CONSTANT", "PERFECT", "REVERSED", "TURNS"],
+    }
+    assert '`"least_squares"` behind `"wasserstein"` among the choices of `estimator` in `dim/config.py`' in section
+    replaced(project / "dim/config.py", '"tv", "wasserstein"', '"tv", "wasserstein", "least_squares"')
+    tests = [
+        "tests/test_estimators.py",
+        "tests/test_config.py::test_every_name_of_a_factor_can_be_configured",
+        "tests/test_figures.py::test_jsd_is_not_called_information",
+    ]
+    words = [sys.executable, "-m", "pytest", "-q", *tests, "-p", "no:cacheprovider"]
     done = subprocess.run(words, cwd=project, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-3000:]
     shown = subprocess.run([sys.executable, "train.py", "--help"], cwd=project, capture_output=True, text=True, timeout=120)
     assert "tv, wasserstein, least_squares" in shown.stdout
 
 
-LOOP = """
-def least_squares_loop(pos, neg):
-    return fmean(2 * t - t * t for t in flat(pos)) - fmean(t * t for t in flat(neg))
+def added(path: Path, code: str) -> list[str]:
+    """Put entries, written as NAME = {..., entry}, into the dicts of a file, and what stands before them above the first one;
+    the names of the dicts."""
+    entries = re.findall(r"^(\w+) = \{\.\.\., (.*)\}$", code, flags=re.MULTILINE)
+    function = re.split(r"^\w+ = \{\.\.\.", code, maxsplit=1, flags=re.MULTILINE)[0].strip()
+    for name, entry in entries:
+        text = path.read_text()
+        (start,) = (match.start() for match in re.finditer(rf"^{name} = \{{", text, flags=re.MULTILINE))
+        above = f"{function}\n\n\n" if name == entries[0][0] and function else ""
+        path.write_text(text[:start] + above + f"{name} = {{{entry}, " + text[start + len(f"{name} = {{") :])
+    return [name for name, _ in entries]
 
 
-"""
+def replaced(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert text.count(old) == 1, (path, old)
+    path.write_text(text.replace(old, new))
 
 
 def environment(**more: str) -> dict[str, str]:

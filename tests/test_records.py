@@ -1,5 +1,7 @@
 """The commands of the records: each is a configuration that can be read."""
 
+import json
+import subprocess
 import sys
 
 import pytest
@@ -32,6 +34,73 @@ def test_names_may_stand_behind_the_options(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["records.py", "cifar10", "--data", "d", "prior", "one_view"])
     records.main()
     assert asked == [("prior", "d"), ("one_view", "d")]
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A checkout with one commit of two files; returns its folder and a function that runs git there."""
+
+    def git(*words: str) -> str:
+        given = ["git", "-c", "user.name=x", "-c", "user.email=x@y", *words]
+        return subprocess.run(given, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
+
+    (tmp_path / "results").mkdir()
+    for name in ("code.py", "results/a.json"):
+        (tmp_path / name).write_text("1")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    monkeypatch.setattr(records, "ROOT", tmp_path)
+    return tmp_path, git
+
+
+def test_a_commit_says_whether_the_code_differs_from_it(checkout, tmp_path_factory, monkeypatch):
+    folder, git = checkout
+    head = git("rev-parse", "HEAD")
+    assert len(head) == 40
+    (folder / "notes.txt").write_text("untracked")
+    (folder / "results" / "a.json").write_text("2")  # what a series writes while it runs
+    assert records.commit() == head
+    (folder / "code.py").write_text("2")
+    assert records.commit() == f"{head}-dirty"
+    monkeypatch.setattr(records, "ROOT", tmp_path_factory.mktemp("elsewhere"))
+    assert records.commit() == "unknown"
+    monkeypatch.setenv("PATH", "")
+    assert records.commit() == "unknown"
+
+
+def test_a_record_says_the_commits_of_its_training_and_of_its_evaluation(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(records, "SERIES", {"s": {"a": ("what", "--seed 3")}})
+    folder, now, stop = tmp_path / "a", iter("abcdef"), [True, False]
+    monkeypatch.setattr(records, "commit", lambda: next(now))
+
+    def run(words):
+        if words[0] == "evaluate.py":
+            (folder / "report.json").write_text(json.dumps({"run": {}, "linear": {"rows": {}}}))
+            return
+        stopped = stop.pop(0)
+        (folder / "summary.json").write_text(json.dumps({"step": 5 if stopped else 9, "steps": 9}))
+        (folder / "metrics.jsonl").write_text(json.dumps({"images_per_second": 1.0}))
+        if stopped:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(records, "run", run)
+    with pytest.raises(KeyboardInterrupt):
+        records.record("s", "a", "data", folder)
+    records.record("s", "a", "data", folder)
+    found = json.loads((tmp_path / "results" / "s" / "a.json").read_text())
+    assert (found["commit"], found["evaluation_commit"]) == ("a, b", "c")
+    stop.append(False)
+    records.record("s", "a", "data", folder)  # nothing is left to do
+    assert json.loads((tmp_path / "results" / "s" / "a.json").read_text()) == found
+
+
+def test_records_of_earlier_versions_are_read():
+    for name, path in ((path.stem, path) for path in (ROOT / "results" / "cifar10").glob("*.json")):
+        found = json.loads(path.read_text())
+        assert records.CIFAR10[name][0] == found["what"]
+        assert found["what"] in records.table("cifar10")
 
 
 def test_kept_copies_come_in_the_order_of_their_epochs(tmp_path):

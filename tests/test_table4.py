@@ -8,6 +8,7 @@ import pytest
 from conftest import ROOT, TINY
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import records
 import table4
 
 
@@ -24,10 +25,13 @@ def small(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_stages_are_copied_and_go_on_where_a_run_is_gone(small):
+def test_stages_are_copied_and_go_on_where_a_run_is_gone(small, monkeypatch):
+    monkeypatch.setattr(records, "commit", lambda: "one")
     table4.measure(["clean"], [], small / "runs")
     before = json.loads((small / "table4" / "a.json").read_text())
     assert list(before) == ["run", "linear"]
+    assert before["run"]["training_commits"] == before["run"]["evaluation_commits"] == ["one"]
+    monkeypatch.setattr(records, "commit", lambda: "two")
     shutil.rmtree(small / "runs" / "a")
     table4.measure(["clean", "decoder"], [], small / "runs")
     for name in ("a", "b"):
@@ -35,9 +39,12 @@ def test_stages_are_copied_and_go_on_where_a_run_is_gone(small):
         assert list(after) == ["run", "linear", "knn"]
     after = json.loads((small / "table4" / "a.json").read_text())
     assert after["linear"] == before["linear"]  # with its seconds: not measured again
+    assert (after["run"]["training_commits"], after["run"]["evaluation_commits"]) == (["two"], ["one", "two"])
+    other = json.loads((small / "table4" / "b.json").read_text())
+    assert (other["run"]["training_commits"], other["run"]["evaluation_commits"]) == (["one"], ["one", "two"])
     stages = [json.loads(line) for line in (small / "table4" / "stages.jsonl").read_text().splitlines()]
     assert [row["stage"] for row in stages] == ["clean", "clean", "decoder"]
-    assert all(row["cpu_seconds"] > 0 for row in stages)
+    assert all(row["cpu_seconds"] > 0 and row["commit"] for row in stages)
 
 
 def test_the_table_shows_runs_and_each_random_encoder_once(small):

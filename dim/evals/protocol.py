@@ -43,13 +43,14 @@ class Columns:
     """What is measured on a data set, fixed before any run.
 
     few: numbers of labels for each class that get a column, the mean over `draws` draws of these labels, the same for every
-    row; knobs: values that are not chosen but fixed, by the name of the knob; resampled: whether there is a column of
-    resamples; unscaled: whether raw pixels stand also without standardisation.
+    row; knobs: values that are not chosen but fixed, by the name of the knob; everything: whether there is a column of all
+    labels; resampled: whether there is one of resamples; unscaled: whether raw pixels stand also without standardisation.
     """
 
     few: tuple[int, ...] = ()
     draws: int = 10
     knobs: dict[str, float] = field(default_factory=dict)
+    everything: bool = True
     resampled: bool = True
     unscaled: bool = False
 
@@ -123,7 +124,7 @@ def mean_sd(accuracies: Sequence[float]) -> dict:
 def subsets_of(columns: Columns, data: Dataset) -> dict[str, list[Tensor | None]]:
     """The training images whose labels a probe is given, for each column: None for all, or several sets to average over."""
     labels = data.train.labels
-    found: dict[str, list[Tensor | None]] = {"all": [None]}
+    found: dict[str, list[Tensor | None]] = {"all": [None]} if columns.everything else {}
     if columns.resampled and not data.folds:
         found["resamples"] = [
             stratified(labels, data.classes, SHARE, generator(draw, "resample")).sort().values for draw in range(RESAMPLES)
