@@ -38,12 +38,13 @@ class JsonLines:
 
     def flush(self) -> int:
         """Bring every row to the disk; its length then. OSError where it cannot be, and the file ends with a whole line."""
-        with open(self.path, "r+b") as file:
-            file.truncate(self.length)  # what a failed attempt left
-            file.seek(self.length)
-            file.write(self.waiting)
-            file.flush()
-            os.fsync(file.fileno())
+        if self.waiting:
+            with open(self.path, "r+b") as file:
+                file.truncate(self.length)  # what a failed attempt left
+                file.seek(self.length)
+                file.write(self.waiting)
+                file.flush()
+                os.fsync(file.fileno())
         self.length, self.waiting = self.length + len(self.waiting), b""
         return self.length
 
