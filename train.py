@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from dim import build, checkpoint, distributed, gaussian, grid, machine, metrics, monitor, signals
+from dim import build, checkpoint, distributed, gaussian, grid, machine, memory, metrics, monitor, signals
 from dim.average import Average
 from dim.batches import Walk, walk
 from dim.build import TermFacts
@@ -43,6 +43,7 @@ def train(config: Config, data: Dataset, folder: Path, dry_run: bool = False) ->
     print(summary(config, data, model.encoder, model.objective, terms, device, steps))
     check_length(config, terms, steps, epoch_steps)
     if dry_run:
+        print(memory.line(model, data.shape, distributed.share(config.train.batch_size, "train.batch_size")))
         return
     if first := distributed.rank() == 0:
         prepare(config, folder)
@@ -196,7 +197,10 @@ def main(argv: list[str]) -> int:
         sys.stdout = sys.stdout if place == 0 else open(os.devnull, "w")  # noqa: SIM115, the process ends with it
     try:
         machine.tune_process()
-        flags, default = {"dry-run": "print shapes, sizes and negatives, then stop"}, HERE / "configs" / "digits.yaml"
+        flags, default = (
+            {"dry-run": "print shapes, sizes, negatives and the memory it would take, then stop"},
+            HERE / "configs" / "digits.yaml",
+        )
         if axes := open_axes(argv, default, flags):
             if distributed.asked_for() > 1:
                 raise UserError("the runs of a grid are processes of their own: start it without torchrun, and with --run.jobs")

@@ -58,18 +58,20 @@ def sync(folder: Path) -> None:
         os.close(place)
 
 
-def sealed(state: dict) -> bytes:
-    """The content of a checkpoint's file."""
+def sealed(state: dict) -> memoryview:
+    """The content of a checkpoint's file; no second copy of it is made."""
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **state}, buffer)
-    archive = buffer.getvalue()
-    return archive[: -len(NO_COMMENT)] + COMMENT + hashlib.sha256(archive).hexdigest().encode()
+    digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
+    buffer.seek(-len(NO_COMMENT), io.SEEK_END)
+    buffer.write(COMMENT + digest.encode())
+    return buffer.getbuffer()
 
 
-def opened(content: bytes) -> dict:
+def opened(content: bytes | memoryview) -> dict:
     """The state in a checkpoint's file; ValueError where it is not what `sealed` made. No code in it is run."""
     end = len(content) - DIGITS
-    archive = content[: max(0, end - len(COMMENT))] + NO_COMMENT
+    archive = bytes(content[: max(0, end - len(COMMENT))]) + NO_COMMENT
     if content[end - len(COMMENT) : end] != COMMENT or hashlib.sha256(archive).hexdigest().encode() != content[end:]:
         raise ValueError("its checksum differs")
     with zipfile.ZipFile(io.BytesIO(archive)) as entries:  # a file made to harm may bear the right checksum

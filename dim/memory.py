@@ -4,6 +4,8 @@ Counted are the tensors that live at the same time, as torch's own operators mak
 what stays, weights, gradients, Adam's moments, buffers. Not seen is what an operator takes inside, and what an allocator keeps.
 """
 
+import resource
+import sys
 import weakref
 from typing import Any
 
@@ -44,7 +46,8 @@ class Live(TorchDispatchMode):
 
 
 def of_a_step(model: Model, pictures: tuple[int, ...], images: int, step: int = 0) -> int:
-    """Bytes that one training step of `images` images adds to what stands already: the graph, gradients, Adam's two moments.
+    """Bytes that training with `images` images a step adds to what stands already: the graph or a checkpoint that is written,
+    gradients, Adam's two moments.
 
     pictures: the shape of their pictures, of all views. The model's weights stay as they are, and nothing is computed.
     """
@@ -60,5 +63,19 @@ def of_a_step(model: Model, pictures: tuple[int, ...], images: int, step: int = 
             losses, _ = functional_call(model, tensors, (shown, index, step))
             total = losses.encoder if losses.discriminator is None else losses.encoder + losses.discriminator
             gradients = torch.autograd.grad(total, wanted, allow_unused=True)
-    moments = sum(2 * g.nbytes for g in gradients if g is not None)
-    return live.peak + shown.nbytes + moments
+    trained = sum(g.nbytes for g in gradients if g is not None)
+    saved = 2 * trained + sum(t.nbytes for t in tensors.values())  # what a checkpoint's file holds is put together in memory
+    return 2 * trained + max(live.peak + shown.nbytes, trained + saved)
+
+
+def line(model: Model, shape: tuple[int, int, int], images: int) -> str:
+    """What a run will need at its peak, `images` images of a shape a step in all their views, as a line of the summary."""
+    device = next(model.parameters()).device
+    step = of_a_step(model, (model.views * images, *shape), images)  # first: it imports what an optimizer imports too
+    if device.type == "cuda":
+        stands, where = torch.cuda.memory_allocated(device), f"on {device}"
+    else:  # ru_maxrss counts KiB, but bytes on macOS
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        stands, where = most, "the process with torch and the data"
+    parts = f"{stands / 2**30:.2f} {where}, {step / 2**30:.2f} for a step, a checkpoint, gradients and moments"
+    return f"memory     about {(stands + step) / 2**30:.2f} GiB at the peak: {parts}"

@@ -97,7 +97,7 @@ class Term(nn.Module):
         for a, b in crossed(pair, views):
             pool = self.pool(b, image)
             others = len(pool.b) - pool.out.shape[1]
-            nth = (pool.own + int(torch.randint(others, (), generator=generator(seed, "partners", step)))) % others
+            nth = (pool.own + torch.randint(others, (), generator=generator(seed, "partners", step)).to(b.device)) % others
             mine, other = (pool.b.index_select(0, at) for at in (pool.own, skipping(nth[:, None], pool.out)[:, 0]))
             draws = generator(seed, "slopes", step, device=b.device)
             share = torch.rand(len(a) * distributed.ranks(), b.shape[1], 1, generator=draws, device=b.device)[pool.own].to(

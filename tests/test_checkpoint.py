@@ -97,7 +97,7 @@ KINDS = {"bit": 100, "zeros": 100, "cut": 60, "swapped": 20, "other": 20}
 
 @pytest.mark.parametrize(("kind", "times"), KINDS.items())
 def test_no_damaged_file_is_loaded_without_a_word(kind, times):
-    content, draws = checkpoint.sealed(of_step(3)), random.Random(0)
+    content, draws = bytes(checkpoint.sealed(of_step(3))), random.Random(0)
     silent = []
     for _ in range(times):
         made = damaged(content, kind, draws)

@@ -1,10 +1,15 @@
 """What a step needs in memory, each side in a process of its own so that its peak is its own."""
 
+import re
 import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+import torch
+from conftest import ROOT, tiny
+
+import train
+from dim import memory
 
 TABLE = 64  # MiB: 512 anchors x 512 images x 64 locations, float32
 
@@ -53,3 +58,58 @@ def test_infonce_of_512_images_stays_within_six_tables():
     """Above the encoder's own peak, heads and a monitored step among it; 512^2 x 64^2 scores would be 4 GiB a copy."""
     above = peak("whole") - peak("encoder")
     assert 2 * TABLE < above < 6 * TABLE
+
+
+RUN = """
+import re, resource, sys, train
+assert train.main(sys.argv[1:]) == 0
+print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+
+
+def printed(*words: str) -> str:
+    """What a run prints in a process of its own, and its peak in GiB."""
+    done = subprocess.run([sys.executable, "-c", RUN, *words], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--config", "configs/cifar10.yaml", "--views.number", "1", "--views.kind", "none"],
+        ["--config", "configs/cifar10.yaml", "--train.batch_size", "512"],
+        ["--config", "configs/cifar10.yaml", "--train.batch_size", "512", "--train.chunk", "64"],
+        ["--config", "configs/paper/cifar10_local_global.yaml"],
+    ],
+    ids=["one view", "512", "chunks", "local and global"],
+)
+def test_a_dry_run_foretells_the_peak(words, tmp_path, real_data):
+    words = [*words, "--data.root", str(real_data), "--run.probe_every", "0", "--run.dir", str(tmp_path / "r")]
+    foretold = float(re.search(r"about ([\d.]+) GiB at the peak", printed(*words, "--dry-run"))[1])
+    measured = float(re.search(r"peak ([\d.]+)", printed(*words, "--train.steps", "3"))[1])
+    print(f"{foretold:.2f} GiB foretold, {measured:.2f} measured")
+    assert measured == pytest.approx(foretold, rel=0.25)
+
+
+def test_a_dry_run_says_the_memory_of_a_small_run(tmp_path, capsys):
+    assert train.main(tiny(tmp_path / "r", "--dry-run")) == 0
+    assert re.search(
+        r"memory     about 0\.\d+ GiB at the peak: 0\.\d+ the process .*, 0\.\d+ for a step", capsys.readouterr().out
+    )
+    assert not (tmp_path / "r").exists()
+
+
+def test_live_counts_what_lives_at_once():
+    with memory.Live() as live:
+        a = torch.zeros(1000)
+        b = a + 1  # two at once
+        del a
+        c = b.view(10, 100)  # no storage of its own
+        d = c * 2
+        del b, c
+        e = d.clone()
+    assert live.peak == 2 * 4000
+    assert live.now == 2 * 4000
+    assert e.shape == d.shape
