@@ -232,7 +232,7 @@ def test_official_folds_stand_beside_all_labels_in_place_of_resamples():
 
 @pytest.mark.parametrize("name", PROBES)
 def test_blobs_are_told_apart_and_shuffled_labels_are_not(name, monkeypatch):
-    monkeypatch.setattr(mlp, "LOOK_STEPS", 2)  # less patience: a search of seconds
+    monkeypatch.setattr(mlp, "LOOKS", 8)  # of the MLP, in one second
     draws = torch.Generator().manual_seed(0)
     labels = torch.arange(600) % 3
     x = torch.randn(600, 60, generator=draws) + torch.randn(3, 60, generator=draws)[labels]
