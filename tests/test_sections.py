@@ -6,6 +6,7 @@ from conftest import made_data
 from torch import nn
 
 from dim.evals import mlp, protocol, sections
+from dim.evals.linear import LINEAR
 from dim.evals.sections import Features
 
 
@@ -27,6 +28,20 @@ def test_standardised_features_are_those_of_the_layer_asked_for(made):
         found, expected = made.standardised(layer), protocol.standardised(*made.of(layer))
         assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
     assert made.standardised("a")[0] is made.standardised("a")[0]  # kept
+
+
+def test_every_row_of_a_probe_is_standardised_but_raw_pixels_unscaled(made, monkeypatch):
+    given = {}
+    monkeypatch.setattr(protocol, "probe", lambda kind, name, *pair, **more: given.update({name: pair}) or {})
+    monkeypatch.setitem(protocol.COLUMNS, "made", protocol.Columns(resampled=False, unscaled=True))
+    made.parts["x"], made.parts["y"] = made.parts["a"], made.parts["b"]
+    for row in sections.probe("linear", LINEAR, made_data(), ["y"], (), 0).rows:
+        row.act(made)
+    assert list(given) == ["raw pixels, unscaled", "raw pixels", "random y", "trained y"]
+    for name, pair in given.items():
+        plain = made.of("y" if name.endswith("y") else "x")
+        expected = plain if name == "raw pixels, unscaled" else protocol.standardised(*plain)
+        assert all(torch.equal(one, other) for one, other in zip(pair, expected, strict=True))
 
 
 def estimate(key: str, nats: float) -> dict:
