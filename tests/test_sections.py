@@ -14,7 +14,6 @@ from dim.build import PROBES
 from dim.config import Data, UserError
 from dim.encoders import Encoder
 from dim.evals import mlp, protocol, sections
-from dim.evals.linear import LINEAR
 from dim.evals.sections import Features
 
 
