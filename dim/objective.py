@@ -77,7 +77,7 @@ class Term(nn.Module):
             rows = self.negatives(pool, seed, step)  # rows of other images [A, K]; None: all of them
             found.append(Scores(pos, self.critic.pairs(a, pool.b, pool.out, rows)))  # real negatives only
             if self.symmetric:
-                own = pool.own.repeat_interleave(b.shape[1])  # of a location, its image
+                own = distributed.places(a).repeat_interleave(b.shape[1])  # of a location, its anchor
                 neg = self.critic.pairs(mine.flatten(0, 1), distributed.gathered(a)[:, None], own[:, None])  # [A L, A - 1]
                 back.append(Scores(pos.reshape(-1, 1), neg))
         return found + back

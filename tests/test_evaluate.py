@@ -492,8 +492,8 @@ TOO_LITTLE = [  # training and test pictures, what is asked for, what is said
     (pictures({"a": 5, "b": 5}, {"a": 3, "b": 3}), ["--measures", "ndm"], "needed are real numbers [n, D] with n at least 30"),
     (
         pictures({"a": 5, "b": 5}, {"a": 3, "b": 3}),
-        ["--probes", "finetune", "--labels-per-class", "5"],
-        "5 labels a class are asked for: folder has from 1 to 4 in each beside the validation part",
+        ["--probes", "finetune", "--labels-per-class", "6"],
+        "labels_per_class is 6: folder has from 1 to 5 in each class",
     ),
 ]
 

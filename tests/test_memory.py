@@ -96,7 +96,7 @@ def test_a_dry_run_foretells_the_peak(words, tmp_path, real_data):
 def test_a_dry_run_says_the_memory_of_a_small_run(tmp_path, capsys):
     assert train.main(tiny(tmp_path / "r", "--dry-run")) == 0
     assert re.search(
-        r"memory     about 0\.\d+ GiB at the peak: 0\.\d+ the process .*, 0\.\d+ for a step", capsys.readouterr().out
+        r"memory     about [\d.]+ GiB at the peak: [\d.]+ the process .*, 0\.\d+ for a step", capsys.readouterr().out
     )
     assert not (tmp_path / "r").exists()
 

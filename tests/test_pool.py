@@ -120,7 +120,7 @@ def test_no_gradient_reaches_the_rows_and_rows_of_a_step_stand_behind_the_next()
 def test_two_views_give_the_first_ones_maps():
     pushed = []
     queue = Queue(4, L, U)
-    queue.push = lambda b, image, step: pushed.append((b, image, step))
+    queue.push = lambda b, image, step, unless: pushed.append((b, image, step))
     term = Term(Dot(2, 2, U, norm="none"), ESTIMATORS["jsd"], All(), queue)
     b = torch.randn(8, L, U)
     term.remember(Pair(torch.randn(8, U), b), torch.arange(4), 7, views=2)
@@ -139,8 +139,8 @@ def test_a_run_with_a_queue_resumes_to_the_bit(tmp_path, monkeypatch):
     plain = objective.Objective.remember
     calls = []
 
-    def remember(self, at, image, step, views=1):
-        plain(self, at, image, step, views)
+    def remember(self, at, image, step, views=1, unless=None):
+        plain(self, at, image, step, views, unless)
         if step >= 0:
             calls.append(step)
             if len(calls) == 7:
