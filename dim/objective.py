@@ -100,9 +100,8 @@ class Term(nn.Module):
             nth = (pool.own + torch.randint(others, (), generator=generator(seed, "partners", step)).to(b.device)) % others
             mine, other = (pool.b.index_select(0, at) for at in (pool.own, skipping(nth[:, None], pool.out)[:, 0]))
             draws = generator(seed, "slopes", step, device=b.device)
-            share = torch.rand(len(a) * distributed.ranks(), b.shape[1], 1, generator=draws, device=b.device)[pool.own].to(
-                b.dtype
-            )
+            share = torch.rand(len(a) * distributed.ranks(), b.shape[1], 1, generator=draws, device=b.device)
+            share = share[distributed.places(a)].to(b.dtype)  # by place in the whole batch
             # expanded: each location has a gradient of its own
             at = torch.broadcast_tensors(a[:, None], share * mine + (1 - share) * other)
             at = [x if x.requires_grad else x.detach().requires_grad_() for x in at]
