@@ -221,9 +221,13 @@ def check(config: Config) -> None:
     values = flat(config)
     for key, (_, f) in leaves().items():
         value, limits = values[key], f.metadata
+        if isinstance(value, str) and not value.isprintable():
+            raise UserError(f"{key} is {value!r}: it has characters that cannot be printed")
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, bool) or not isinstance(number, (int, float)):
                 continue
+            if isinstance(number, int) and abs(number) >= 2**63:
+                raise UserError(f"{key} has {len(str(abs(number)))} digits: it must be below 2^63")
             if not math.isfinite(number):
                 raise UserError(f"{key} is {number}: it must be finite")
             if limits["at_least"] is not None and number < limits["at_least"]:

@@ -185,8 +185,10 @@ def parse_yaml(text: str, where: str) -> Any:
 
     class Loader(yaml.SafeLoader):
         def compose_node(self, parent, index):
-            if self.check_event(yaml.AliasEvent):
-                raise UserError(f"{where}, line {self.peek_event().start_mark.line + 1}: aliases are not allowed")
+            event = self.peek_event()
+            if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None) is not None:
+                what = "aliases" if isinstance(event, yaml.AliasEvent) else "tags"
+                raise UserError(f"{where}, line {event.start_mark.line + 1}: {what} are not allowed")
             return super().compose_node(parent, index)
 
         def construct_mapping(self, node, deep=False):
@@ -270,8 +272,12 @@ def saved(folder: Path) -> Config:
 
 
 def check_folder(config: Config, folder: Path) -> None:
-    """UserError where a folder holds another run."""
-    changed = differences(saved(folder), config) if (folder / "config.yaml").exists() else []
+    """UserError where a folder holds another run, or cannot be one."""
+    try:
+        there = (folder / "config.yaml").exists()
+    except OSError as error:
+        raise UserError(f"run.dir {one_line(str(folder), 100)} cannot be read: {error.strerror}") from None
+    changed = differences(saved(folder), config) if there else []
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise UserError(

@@ -98,6 +98,13 @@ def settings(config: Config) -> dict:
     return {key: value for key, value in flat(config).items() if not key.startswith(ELSEWHERE)}
 
 
+def same_images(before: dict, now: dict) -> bool:
+    """Whether two facts of a data set are of the same images, by number, names and content."""
+    files = before.get("files")
+    equal = all(before.get(key) == now[key] for key in ("images", "content"))
+    return equal and isinstance(files, Tensor) and torch.equal(files, now["files"])
+
+
 def continued(
     run: Run, state: dict, config: Config, facts: dict, device: torch.device, folder: Path, warn: Callable[[str], None]
 ) -> None:
@@ -110,12 +117,10 @@ def continued(
     changed = [f"{key}: {old[key]} -> {value}" for key, value in new.items() if old[key] != value]
     if changed:
         raise UserError(f"{folder}: the checkpoint is of a run with another configuration: {'; '.join(changed[:3])}")
-    before = state["data"]
-    same = torch.equal(before["files"], facts["files"]) and before["content"] == facts["content"]
-    if before["images"] != facts["images"] or not same:
+    if not same_images(before := state["data"], facts):
         raise UserError(
-            f"{folder} was trained on {before['images']:,} images of {before['name']}, and these are {facts['images']:,} or "
-            "others: put the same files there, or train in another --run.dir"
+            f"{folder} was trained on {before.get('images', 0):,} images of {before.get('name')}, and these are "
+            f"{facts['images']:,} or others: put the same files there, or train in another --run.dir"
         )
     try:
         run.load_state_dict(state, device)

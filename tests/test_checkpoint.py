@@ -223,6 +223,9 @@ def test_the_file_and_the_folder_reach_the_disk_before_and_after_the_rename(tmp_
     second = done[first + 2 :]
     assert second.index("file") < second.index("rename to checkpoint.before.pt") < second.index("rename to checkpoint.pt")
     assert second[-1] == "folder"
+    done.clear()
+    checkpoint.save_json(tmp_path / "summary.json", {})
+    assert done == ["file", "rename to summary.json", "folder"]
 
 
 def try_to_lock(folder: Path, gate, results) -> None:
