@@ -241,8 +241,24 @@ def nearest(word: str, words: list[str]) -> str:
     """'; did you mean ...?' where one of the words is near, or ends as the word does, else ''."""
     lower = {option.lower(): option for option in words}
     near = sorted((option for option in words if option.split(".")[-1] == word), key=len)
+    distance = {found: edits(word.lower(), found) for found in lower}
+    near += [lower[found] for found in sorted(distance, key=lambda found: distance[found]) if distance[found] <= 2]
     near += [lower[found] for found in difflib.get_close_matches(word.lower(), lower, 1)]
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def edits(a: str, b: str) -> int:
+    """How many letters must be put in, left out, replaced or exchanged with the next to make b of a, each letter
+    once (the optimal string alignment)."""
+    before: list[int] = []
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a):
+        last, before, row = before, row, [i + 1]
+        for j, y in enumerate(b):
+            row.append(min(before[j + 1] + 1, row[j] + 1, before[j] + (x != y)))
+            if i and j and x == b[j - 1] and a[i - 1] == y:
+                row[-1] = min(row[-1], last[j - 1] + 1)
+    return row[-1]
 
 
 def one_line(message: str, width: int = 180) -> str:

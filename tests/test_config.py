@@ -1,10 +1,12 @@
 """Configuration: what is read, what is refused, and in which words."""
 
 import itertools
+import random
 import re
+import string
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args, get_origin
 
 import pytest
 import yaml
@@ -17,7 +19,7 @@ from dim.build import CRITICS, DATASETS, ESTIMATORS, NEGATIVES, SCHEDULES, VIEWS
 from dim.config import Config, UserError, built, check, flat, leaves
 from dim.encoders import ARCHITECTURES
 from dim.norms import NORMS
-from dim.reading import differences, dump, prepare, read, saved
+from dim.reading import differences, dump, edits, nearest, prepare, read, saved
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -280,3 +282,40 @@ def test_a_file_may_hold_what_a_word_switches_off(tmp_path):
 def test_an_average_that_would_keep_everything_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"^train.average is 1.0: it must be below 1$"):
         parsed(tmp_path, "train: {average: 1.0}")
+
+
+def misspelt(word: str, draws: random.Random) -> str:
+    """A word with one or two letters put in, left out, replaced or exchanged."""
+    letters = list(word)
+    for _ in range(draws.choice((1, 2))):
+        place, letter = draws.randrange(len(letters)), draws.choice(string.ascii_lowercase)
+        act = draws.choice(("in", "out", "other", "exchange"))
+        if act == "in":
+            letters.insert(place, letter)
+        elif act == "out" and len(letters) > 1:
+            del letters[place]
+        elif act == "exchange" and place:
+            letters[place - 1 : place + 1] = letters[place], letters[place - 1]
+        else:
+            letters[place] = letter
+    return "".join(letters)
+
+
+def test_what_is_within_two_edits_is_suggested():
+    draws, keys, found = random.Random(0), list(leaves()), []
+    choices = [[str(choice) for choice in get_args(kind)] for kind, _ in leaves().values() if get_origin(kind) is Literal]
+    for known in [keys, *choices]:
+        for word in known:
+            for _ in range(3):
+                if len(word) > 3 and (wrong := misspelt(word, draws)) not in known:
+                    found.append(f"did you mean {word}?" in nearest(wrong, known))
+    print(f"{sum(found)} of {len(found)} misspelt keys and values have the right suggestion")
+    assert len(found) > 200
+    assert sum(found) >= 0.95 * len(found)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "number"), [("", "ab", 2), ("jsd", "jds", 1), ("train.lr", "train.lr", 0), ("abc", "ca", 3), ("ab", "bca", 3)]
+)
+def test_edits_are_counted_letter_by_letter(a, b, number):
+    assert edits(a, b) == edits(b, a) == number
