@@ -44,6 +44,7 @@ class TermFacts(NamedTuple):
     warning: str  # what a user should know before the run, or ""
     log_ratio: bool = False  # whether nwj and smile may read the critic
     queue: int = 0  # images of earlier steps
+    parts: int = 1  # of the anchors, whose scores are made one after the other
 
 
 def dataset(config: Config) -> Dataset:
@@ -132,18 +133,21 @@ def term(config: Config, c: TermConfig, name: str, m: Tensor, entries: int = 0) 
     estimator = ESTIMATORS[c.estimator]
     if c.estimator == "dv":  # its one logarithm runs over all ranks; the other estimators are means over anchors
         estimator = dataclasses.replace(estimator, function=partial(dv, logmeanexp=distributed.logmeanexp))
-    made = Term(critic, estimator, negatives, pool, c.symmetric, slope, clip)
     ceilings = [estimator.ceiling(n) for n in ([k, anchors - 1] if c.symmetric else [k])]
     limit = None if None in ceilings else sum(filter(None, ceilings)) / len(ceilings)
     inner = critic.critic if isinstance(critic, Projected) else critic
     table = c.negatives == "all" or (isinstance(inner, InnerProduct) and inner.from_table(k, entries * locations))
     score_bytes = 4 * anchors * (entries * locations if table else k) * (c.units if c.critic == "concat" else 1)
+    share = anchors // distributed.ranks()
+    needed = score_bytes / distributed.ranks() / (config.train.score_memory * 2**30)
+    parts = next(n for n in range(1, share + 1) if share % n == 0 and (n >= needed or n == share))
+    made = Term(critic, estimator, negatives, pool, c.symmetric, slope, clip, parts, estimator.pooled)
     warning = ""
     if c.estimator == "dv_per_anchor" and fewest < 256:
         warning = f"{key}: dv_per_anchor with {fewest} negatives; below about 256 its scores run away"
     if c.queue and c.negatives == "shifted" and c.k < anchors:
         warning = f"{key}: {c.k} shifts reach the queue from the batch's last images only; sampled or all use all of it"
-    facts = TermFacts(name, estimator.unit, locations, k, limit, score_bytes, warning, estimator.log_ratio, c.queue)
+    facts = TermFacts(name, estimator.unit, locations, k, limit, score_bytes, warning, estimator.log_ratio, c.queue, parts)
     return made, facts
 
 

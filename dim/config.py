@@ -150,6 +150,9 @@ class Train:
     chunk: int = option(
         0, "images embedded at a time, twice, so that a large batch needs little memory; 0: all at once", at_least=0
     )
+    score_memory: float = option(
+        1.0, "GiB of scores of a term at once; more are made for a part of the anchors at a time, twice", above=0
+    )
     optimizer: Literal["adam", "adamw"] = option("adam", "Adam, or AdamW whose weight decay does not pass through the moments")
     lr: float = option(1e-3, "learning rate of encoder and critics", above=0)
     betas: tuple[float, float] = option((0.9, 0.999), "Adam's betas, of the prior discriminator too", at_least=0)

@@ -174,6 +174,17 @@ def smile(pos: Tensor, neg: Tensor, tau: float = 5.0) -> Tensor:
     return pos.mean() - logmeanexp(neg.clamp(-tau, tau))
 
 
+def joined(values: Tensor, own: Tensor, pooled: bool) -> Tensor:
+    """Values of an estimator on equal parts of the anchors [parts, ..] -> its value on all of them [..].
+
+    A mean over anchors is the mean of the parts' means. pooled: dv, whose one logarithm is over all negatives: a part's second
+    term is its mean of own scores [parts, ..] minus its value.
+    """
+    if not pooled:
+        return values.mean(0)
+    return own.mean(0) - (own - values).logsumexp(0) + math.log(len(values))
+
+
 def raised(scores: Tensor) -> Tensor:
     """Half-precision scores as float32; float32 and float64 as they are."""
     return scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores
@@ -191,13 +202,14 @@ class Estimator:
     """An estimator by name: called as its function, with what a reader of its values must know.
 
     ceiling(k): the value that it cannot pass with k negatives for each anchor, in its unit; None: there is none. log_ratio:
-    whether its best critic is log r itself, so that nwj and smile may read the critic out.
+    whether its best critic is log r itself, so that nwj and smile may read the critic out. pooled: no mean over anchors.
     """
 
     function: Callable[[Tensor, Tensor], Tensor]
     unit: str  # nats: of mutual information; else the divergence
     ceiling: Callable[[int], float | None] = lambda k: None
     log_ratio: bool = False
+    pooled: bool = False
 
     def __call__(self, pos: Tensor, neg: Tensor) -> Tensor:
         return self.function(pos, neg)
@@ -205,7 +217,7 @@ class Estimator:
 
 ESTIMATORS = {
     "jsd": Estimator(jsd, "jsd", lambda k: 2 * math.log(2), log_ratio=True),
-    "dv": Estimator(dv, "nats"),
+    "dv": Estimator(dv, "nats", pooled=True),
     "dv_per_anchor": Estimator(dv_per_anchor, "nats"),
     "infonce": Estimator(infonce, "nats", lambda k: math.log(k + 1)),
     "nwj": Estimator(nwj, "nats", log_ratio=True),

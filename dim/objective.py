@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dim import distributed
 from dim.critics import Critic
 from dim.encoders import Encoding, places
-from dim.estimators import raised
+from dim.estimators import joined, raised
 from dim.pool import Pool, Queue, batch_pool, skipping
 from dim.prior import Prior
 from dim.randomness import generator
@@ -37,12 +38,24 @@ class Scores(NamedTuple):
     neg: Tensor
 
 
+class Side(NamedTuple):
+    """Anchors a [A, U] before a pool, rows [A, K] of it or all; of a symmetric term the global vectors as a pool [P, 1, U], in
+    which the anchors have these places [A]."""
+
+    a: Tensor
+    pool: Pool
+    rows: Tensor | None
+    back: Tensor | None
+    place: Tensor
+
+
 class Term(nn.Module):
     """One mutual-information term between global vectors and places of maps: critic x pool x negatives x estimator.
 
     symmetric averages it with the same estimate the other way round: anchors the A L own locations, pool the global vectors of
     the batch, K = A - 1 with a ceiling of its own. lipschitz, weight_clip: the two ways to hold a Wasserstein critic, as
-    `slope` and `constrain` say; 0: neither.
+    `slope` and `constrain` say; 0: neither. parts: in how many equal parts of the anchors scores are made, one after the other;
+    pooled: of the estimator then, as `estimators.joined` takes it.
     """
 
     def __init__(
@@ -54,10 +67,13 @@ class Term(nn.Module):
         symmetric: bool = False,
         lipschitz: float = 0.0,
         weight_clip: float = 0.0,
+        parts: int = 1,
+        pooled: bool = False,
     ):
         super().__init__()
         self.critic, self.estimator, self.negatives, self.pool = critic, estimator, negatives, pool
         self.symmetric, self.lipschitz, self.weight_clip = symmetric, lipschitz, weight_clip
+        self.parts, self.pooled = parts, pooled
 
     def forward(self, y: Tensor, m: Tensor, image: Tensor, seed: int, step: int, views: int = 1) -> Tensor:
         """y [views * N, Dy], m [views * N, Dm, L], image [N] -> the estimate, a scalar."""
@@ -69,22 +85,60 @@ class Term(nn.Module):
 
     def scores(self, pair: Pair, image: Tensor, seed: int, step: int, views: int = 1) -> list[Scores]:
         """What the estimator is given, once for each of the `crossed` views; then of a symmetric term the other way round."""
-        found, back = [], []
-        for a, b in crossed(pair, views):
-            pool = self.pool(b, image)  # who may be a negative
-            mine = pool.b.index_select(0, pool.own)  # each anchor's own map [A, L, U]
-            pos = self.critic.score(a[:, None], mine)  # own locations [A, L]
-            rows = self.negatives(pool, seed, step)  # rows of other images [A, K]; None: all of them
-            found.append(Scores(pos, self.critic.pairs(a, pool.b, pool.out, rows)))  # real negatives only
-            if self.symmetric:
-                own = distributed.places(a).repeat_interleave(b.shape[1])  # of a location, its anchor
-                neg = self.critic.pairs(mine.flatten(0, 1), distributed.gathered(a)[:, None], own[:, None])  # [A L, A - 1]
-                back.append(Scores(pos.reshape(-1, 1), neg))
-        return found + back
+        each = [self.of_anchors(self.side(one, image, seed, step), slice(None)) for one in crossed(pair, views)]
+        return [scores for way in zip(*each, strict=True) for scores in way]
+
+    def side(self, pair: Pair, image: Tensor, seed: int, step: int) -> Side:
+        """The anchors of one view with all that they are set against."""
+        pool = self.pool(pair.b, image)  # who may be a negative
+        rows = self.negatives(pool, seed, step)  # rows of other images [A, K]; None: all of them
+        back = distributed.gathered(pair.a)[:, None] if self.symmetric else None
+        return Side(pair.a, pool, rows, back, distributed.places(pair.a))
+
+    def of_anchors(self, side: Side, some: slice) -> list[Scores]:
+        """Scores of some of the anchors; of a symmetric term those of their own locations as anchors too."""
+        a, b = side.a[some], side.pool.b
+        mine = b.index_select(0, side.pool.own[some])  # each anchor's own map [A, L, U]
+        pos = self.critic.score(a[:, None], mine)  # own locations [A, L]
+        rows = None if side.rows is None else side.rows[some]
+        found = [Scores(pos, self.critic.pairs(a, b, side.pool.out[some], rows))]  # real negatives only
+        if side.back is not None:
+            own = side.place[some].repeat_interleave(b.shape[1])  # of a location, its anchor
+            neg = self.critic.pairs(mine.flatten(0, 1), side.back, own[:, None])  # [A L, A - 1]
+            found.append(Scores(pos.reshape(-1, 1), neg))
+        return found
 
     def estimate(self, scores: list[Scores]) -> Tensor:
         """The mean of the estimator over what `scores` gave, a scalar; larger is better."""
         return torch.stack([self.estimator(*one) for one in scores]).mean()
+
+    def value(
+        self, pair: Pair, image: Tensor, seed: int, step: int, views: int = 1, keep: bool = False
+    ) -> tuple[Tensor, list[Scores]]:
+        """The estimate, and the scores behind it; in parts those of the first part, where they are to be kept."""
+        if self.parts == 1:
+            scores = self.scores(pair, image, seed, step, views)
+            return self.estimate(scores), scores
+        sides = [self.side(one, image, seed, step) for one in crossed(pair, views)]
+        size = len(pair.a) // views // self.parts
+        somes = [slice(first, first + size) for first in range(0, size * self.parts, size)]
+        values = torch.stack([self.in_parts(side, somes) for side in sides]).mean()
+        with torch.no_grad():
+            kept = [self.of_anchors(side, somes[0]) for side in sides] if keep else []
+        return values, [scores for way in zip(*kept, strict=True) for scores in way]
+
+    def in_parts(self, side: Side, somes: list[slice]) -> Tensor:
+        """The estimate of one side, a scalar, with the scores of a part of the anchors at a time, made once more when their
+        gradient is due; equal to that of all at once but for rounding."""
+
+        def of_part(some: slice) -> tuple[Tensor, Tensor]:
+            each = self.of_anchors(side, some)
+            own = torch.stack([raised(pos).mean() for pos, _ in each])
+            return torch.stack([self.estimator(*one) for one in each]), own
+
+        parts = [checkpoint(of_part, some, use_reentrant=False) for some in somes]
+        values, own = (torch.stack(each) for each in zip(*parts, strict=True))  # [parts, ways]
+        return joined(values, own, self.pooled).mean()
 
     def slope(self, pair: Pair, image: Tensor, seed: int, step: int, views: int = 1) -> Tensor:
         """How far the critic is from slope 1: mean of max(0, |gradient of the score| - 1)^2, a scalar, 0 where it is Lipschitz.
@@ -191,8 +245,7 @@ class Objective(nn.Module):
         kept: dict[str, list[Scores]] = {}
         loss = at.y.new_zeros((), dtype=torch.float32 if at.y.dtype != torch.float64 else torch.float64)
         for name, term, weight, pair in self.terms(at):
-            scores = term.scores(pair, image, seed, step, views)
-            parts[name] = term.estimate(scores)
+            parts[name], scores = term.value(pair, image, seed, step, views, keep_scores)
             loss = loss - weight * parts[name]
             if term.lipschitz:
                 parts[f"{name}_slope"] = term.slope(pair, image, seed, step, views)

@@ -42,7 +42,8 @@ def summary(
         lines += [
             f"{t.name:<10} weight {key.weight:g}, {key.estimator}: {top}{unit}; 0 at zero scores",
             f"           {key.critic} critic, {parameters(term):,} parameters; map {side} x {side}, {key.negatives} negatives",
-            f"           K = {t.negatives:,} for each of {c.batch_size} anchors, {t.score_bytes / 2**20:.1f} MiB of scores",
+            f"           K = {t.negatives:,} for each of {c.batch_size} anchors, {t.score_bytes / 2**20:.1f} MiB of scores"
+            + f" in {t.parts} parts" * (t.parts > 1),
         ]
         if key.symmetric:
             lines.append(

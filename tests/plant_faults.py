@@ -173,6 +173,8 @@ FAULTS = (
     Fault("an update with a gradient that is not finite", "guard", "optimizer.found_inf, ", "optimizer.found_, ", "train"),
     Fault("a resumed run draws the first batches again", "batches", "epoch, place = divmod(step, epoch_steps)", "epoch, place = divmod(step - first, epoch_steps)", "train"),
     Fault("a key given twice wins last", "reading", "if twice is not None:", "if False:", "config"),
+    Fault("DV's parts averaged", "estimators", "    if not pooled:\n", "    if True:\n", "objective"),
+    Fault("scores of the first part only", "objective", "for first in range(0, size * self.parts, size)]", "for first in range(0, size * self.parts, size)][:1]", "objective"),
     Fault("a checkpoint written in its place", "checkpoint", 'aside = path.with_suffix(".writing")', "aside = path", "checkpoint"),
     Fault("a file renamed before it is on the disk", "checkpoint", "            os.fsync(file.fileno())\n        os.replace(aside, path)", "        os.replace(aside, path)", "checkpoint"),
     Fault("a folder that is not brought to the disk", "checkpoint", "        sync(path.parent)\n", "", "checkpoint"),

@@ -5,13 +5,16 @@ from statistics import fmean
 
 import pytest
 import torch
+from conftest import tiny
 
+import train
+from dim import checkpoint
 from dim.critics import Concat, Cosine, Dot
 from dim.encoders import Encoder, Encoding
 from dim.estimators import ESTIMATORS
 from dim.negatives import All, Sampled, Shifted
 from dim.objective import Embedded, Objective, Pair, Term
-from dim.pool import Pool, batch_pool
+from dim.pool import Pool, Queue, batch_pool
 from dim.prior import Prior
 from dim.randomness import generator
 
@@ -431,3 +434,49 @@ def test_weights_are_clipped_after_a_step_and_only_the_critics():
     free = Term(made(CRITICS["dot"]), ESTIMATORS["wasserstein"], All())
     Objective(local=free).constrain()
     assert all(torch.equal(p, q) for p, q in zip(before, free.critic.parameters(), strict=True))
+
+
+# ---- scores in parts
+
+
+WAYS = {
+    "all": (All(), {}, 1),
+    "sampled": (Sampled(5), {}, 2),
+    "shifted": (Shifted(2), {}, 1),
+    "symmetric": (All(), {"symmetric": True}, 2),
+    "queue": (All(), {"pool": Queue(12, 4, 8).double()}, 1),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("critic", [lambda: Dot(5, 6, 8, norm="none"), lambda: Concat(5, 6, 8)], ids=["dot", "concat"])
+def test_scores_in_parts_give_the_value_and_gradient_of_all_at_once(way, estimator, critic):
+    negatives, options, views = WAYS[way]
+    draws = torch.Generator().manual_seed(0)
+    y = torch.randn(views * 6, 5, generator=draws, dtype=torch.float64, requires_grad=True)
+    m = torch.randn(views * 6, 6, 4, generator=draws, dtype=torch.float64, requires_grad=True)
+    torch.manual_seed(0)
+    network, found = critic().double(), {}
+    for parts in (1, 2, 3, 6):
+        pooled = ESTIMATORS[estimator].pooled
+        term = Term(network, ESTIMATORS[estimator], negatives, parts=parts, pooled=pooled, **options)
+        value, kept = term.value(term.embed(y, m), torch.arange(6), 3, 7, views, keep=True)
+        gradients = torch.autograd.grad(value, [y, m, *network.parameters()])
+        found[parts] = [value.detach(), *gradients]
+        assert len(kept) == views * (1 + term.symmetric)
+        assert all(len(pos) == len(neg) for pos, neg in kept)
+        assert len(kept[0].pos) == 6 // parts
+    for parts in (2, 3, 6):
+        for one, other in zip(found[1], found[parts], strict=True):
+            torch.testing.assert_close(other, one, rtol=1e-12, atol=1e-13)
+
+
+def test_a_configured_term_makes_as_many_parts_as_its_budget_asks_for(tmp_path, capsys):
+    words = ["--train.batch_size", "60", "--train.steps", "2", "--objective.local.negatives", "all", "--objective.local.k", "0"]
+    assert train.main(tiny(tmp_path / "whole", *words)) == 0
+    assert " parts" not in capsys.readouterr().out
+    assert train.main(tiny(tmp_path / "parts", *words, "--train.score_memory", "0.0002")) == 0
+    assert "0.9 MiB of scores in 5 parts" in capsys.readouterr().out
+    whole, parts = (checkpoint.load(tmp_path / name)["encoder"] for name in ("whole", "parts"))
+    assert all(torch.allclose(whole[name].double(), parts[name].double(), rtol=1e-4, atol=1e-6) for name in whole)
