@@ -173,6 +173,7 @@ FAULTS = (
     Fault("an update with a gradient that is not finite", "guard", "optimizer.found_inf, ", "optimizer.found_, ", "train"),
     Fault("a resumed run draws the first batches again", "batches", "epoch, place = divmod(step, epoch_steps)", "epoch, place = divmod(step - first, epoch_steps)", "train"),
     Fault("a key given twice wins last", "reading", "if twice is not None:", "if False:", "config"),
+    Fault("a step that waits for the device", "guard", "now = flags.any()", "now = flags.any() & bool(flags.any())", "train"),
     Fault("DV's parts averaged", "estimators", "    if not pooled:\n", "    if True:\n", "objective"),
     Fault("scores of the first part only", "objective", "for first in range(0, size * self.parts, size)]", "for first in range(0, size * self.parts, size)][:1]", "objective"),
     Fault("a checkpoint written in its place", "checkpoint", 'aside = path.with_suffix(".writing")', "aside = path", "checkpoint"),

@@ -461,3 +461,42 @@ def test_steps_replace_epochs(tmp_path, capsys):
     assert "5 steps of 419 images, Adam" in capsys.readouterr().out
     state = checkpoint.load(tmp_path / "run")
     assert (state["step"], state["steps"]) == (5, 5)
+
+
+READS = ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__")
+
+
+def reads(monkeypatch, folder: Path, steps: int, *words: str) -> int:
+    """How often a run of so many steps, one line of the log and one save, looks at what is on the device."""
+    count = 0
+
+    def counting(read):
+        def act(*given, **more):
+            nonlocal count
+            count += 1
+            return read(*given, **more)
+
+        return act
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "stop_if_bad", lambda *_: None)  # on a CPU it looks at each step, since that costs nothing there
+        for name in READS:
+            patch.setattr(torch.Tensor, name, counting(getattr(torch.Tensor, name)))
+        assert run(folder, "--train.steps", str(steps), "--run.log_every", "100", "--train.batch_size", "60", *words) == 0
+    return count
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["--objective.local.negatives", "sampled", "--objective.local.k", "40", "--objective.local.queue", "240"],
+        ["--objective.local.symmetric", "true", "--train.clip", "1", "--train.average", "0.9", "--train.skip_bad", "3"],
+        ["--objective.local.estimator", "wasserstein", "--objective.prior.weight", "0.1", "--objective.prior.penalty", "1"],
+        ["--views.number", "2", "--views.kind", "strong", "--train.chunk", "20", "--precision", "bf16"],
+    ],
+    ids=["plain", "queue", "recipe", "wasserstein", "chunks"],
+)
+def test_a_step_does_not_wait_for_the_device(tmp_path, monkeypatch, words):
+    few, more = (reads(monkeypatch, tmp_path / str(steps), steps, *words) for steps in (4, 8))
+    assert few == more > 0
