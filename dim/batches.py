@@ -22,6 +22,9 @@ def walk(config: Config, data: Dataset, view: Chain, device: torch.device) -> Wa
     own = distributed.share(size, "train.batch_size")
     epoch_steps, dtype = len(images) // size, torch.float64 if config.precision == "float64" else torch.float32
 
+    def units(stored: Tensor) -> Tensor:
+        return data.units(stored, dtype)
+
     def steps(first: int, last: int) -> Iterator[tuple[int, Tensor, Tensor]]:
         for step in range(first, last):
             epoch, place = divmod(step, epoch_steps)
@@ -31,8 +34,8 @@ def walk(config: Config, data: Dataset, view: Chain, device: torch.device) -> Wa
                 shares = order[: epoch_steps * size].view(epoch_steps, -1, own)[:, distributed.rank()]  # [steps, N]
                 batches = images.batches(shares[place:].flatten(), own)
             index = shares[place]
-            originals = data.units(next(batches).to(device), dtype)
-            pictures = data.normalised(torch.cat([view(originals, draws[index, v]) for v in range(views)]))
+            stored = next(batches).to(device)
+            pictures = data.normalised(torch.cat([view.of_bytes(stored, draws[index, v], units) for v in range(views)]))
             yield step, index, pictures.contiguous(memory_format=torch.channels_last)
 
     return steps

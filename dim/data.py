@@ -61,7 +61,7 @@ class Split:
 
     def batches(self, index: Tensor, size: int) -> Iterator[Tensor]:
         for chunk in index.to(self.images.device).split(size):
-            yield self.images[chunk]
+            yield self.images.index_select(0, chunk)  # whole images at a time; indexing goes number by number
 
     def to(self, device: torch.device | str) -> "Split":
         return Split(self.images.to(device), self.labels, self.names)
@@ -121,7 +121,7 @@ class Dataset:
 
     def normalised(self, images: Tensor) -> Tensor:
         """Images in [0, 1] as an encoder sees them."""
-        return images * 2 - 1 if self.signed else images
+        return (images * 2).sub_(1) if self.signed else images
 
     def floats(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """uint8 images as an encoder sees them when it is measured: at its size, without a draw."""

@@ -255,7 +255,7 @@ def test_centre_crop_of_even_and_odd_differences():
 def test_a_crop_larger_than_the_image_is_refused():
     with pytest.raises(ValueError, match="a crop of 6 x 6 does not fit images of 5 x 7"):
         CentreCrop(6)(pictures(1, 1, 5, 7), torch.zeros(1, 0))
-    with pytest.raises(RuntimeError, match="maximum size for tensor"):
+    with pytest.raises(RuntimeError, match="out of bounds"):
         Crop(8, padding=1)(pictures(1, 1, 5, 7), torch.zeros(1, 2))
 
 
@@ -611,3 +611,24 @@ def test_a_view_does_not_depend_on_how_many_there_are():
     assert torch.equal(draw_table(0, 3, 20, 1, 6)[:, 0], draw_table(0, 3, 20, 2, 6)[:, 0])
     two = draw_table(0, 3, 20, 2, 6)
     assert not torch.equal(two[:, 0], two[:, 1])
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [
+        Chain((Crop(8, 2), Flip())),
+        Chain((Crop(5),)),
+        Chain((Flip(), Crop(4, 1), Flip(0.3))),
+        Chain((Flip(), Grey(0.5))),
+        Chain(()),
+    ],
+    ids=["crop_flip", "window", "flip first", "with grey", "none"],
+)
+def test_bytes_are_moved_as_floats_are(chain):
+    stored = torch.randint(0, 256, (20, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    draws = torch.rand(20, chain.draws, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+    def units(images):
+        return images.to(torch.float32).div_(255)
+
+    assert torch.equal(chain.of_bytes(stored, draws, units), chain(units(stored), draws))
