@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import tiny
+from conftest import same, tiny
 
 import train
 from dim import build, checkpoint, distributed
@@ -237,16 +237,6 @@ def test_a_run_on_two_ranks_is_the_run_of_one(tmp_path):
         for key in ("loss", "local/bound_nats", "gradient_norm", "prior/encoder_loss_nats", "code/effective_rank"):
             assert a[key] == pytest.approx(b[key], rel=1e-5)
     assert two["versions"]["ranks"] == 2
-
-
-def same(a, b) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a if key != "log_length")
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
 
 
 @pytest.mark.parametrize("step", [3, pytest.param(1, marks=pytest.mark.slow), pytest.param(5, marks=pytest.mark.slow)])

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny
+from conftest import same, tiny
 
 import train
 from dim import checkpoint, journal
@@ -47,17 +47,6 @@ def started(folder: Path, words: list[str], slow_disk: float = 0.0) -> multiproc
     process = FORK.Process(target=target)
     process.start()
     return process
-
-
-def same(a, b) -> bool:
-    """Whether two states hold the same, to the bit."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a if key != "log_length")
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
 
 
 def assert_the_same(one: Path, other: Path) -> None:

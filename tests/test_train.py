@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, first_point, tiny
+from conftest import ROOT, first_point, same, tiny
 
 import train
 from dim import build, checkpoint
@@ -33,17 +33,6 @@ def rows(folder: Path) -> list[dict]:
     """metrics.jsonl without times."""
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [{key: value for key, value in json.loads(line).items() if key not in TIMES} for line in lines]
-
-
-def same(a, b) -> bool:
-    """Whether two checkpoints hold the same numbers, to the bit."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a if key != "log_length")
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
 
 
 def state(folder: Path) -> dict:
