@@ -50,7 +50,7 @@ def cpu_has_bf16() -> bool:
 
 
 def tune_process() -> None:
-    """What a process that only trains or evaluates gains from, and a program that imports dim may not want.
+    """What a process that only trains gains from, and a program that imports dim, or evaluates, may not want.
 
     Denormal numbers count as 0: tiny softmax gradients would run at half speed. Freed memory is kept, where the C library is
     glibc: every large tensor would be given back to the system and its next use paid with page faults.
