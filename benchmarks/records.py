@@ -72,10 +72,8 @@ def record(series: str, name: str, data: str, folder: Path) -> None:
     words = SERIES[series][name][1]
     where = ["--data.root", str(Path(data).resolve())]
     train(folder, [*words.split(), *where])
-    runs = [*kept(folder), folder]
-    if not all((place / "report.json").exists() for place in runs):
-        note_commit(folder / EVALUATED)
-        run(["evaluate.py", *map(str, [*alike(folder), *runs]), *where])
+    note_commit(folder / EVALUATED)
+    run(["evaluate.py", *map(str, [*alike(folder), *kept(folder), folder]), *where])  # takes the rows that are there
     write(series, name, folder)
 
 

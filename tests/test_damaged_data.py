@@ -296,7 +296,7 @@ CASES: dict[str, tuple] = {
     ),
     "root: a very long name": ("folder", lambda *_: None, "data.root xxx", "--data.root", LONG),
     "root: a very long path": ("cifar10", lambda *_: None, "cifar10 is not in", "--data.root", "x/" * 3000),
-    "root: a line break": ("mnist", lambda *_: None, "mnist is not in", "--data.root", "a\nb"),
+    "root: a line break": ("mnist", lambda *_: None, "data.root is 'a\\nb'", "--data.root", "a\nb"),
     "root: NUL": ("folder", lambda *_: None, "", "--data.root", "a\0b"),
     "root: NUL for a reader": ("cifar10", lambda *_: None, "", "--data.root", "a\0b"),
     "root: of another set": ("stl10", lambda _, root: (root / STL).rename(root / C10), "stl10 is not in"),

@@ -72,12 +72,15 @@ def test_a_commit_says_whether_the_code_differs_from_it(checkout, tmp_path_facto
 def test_a_record_says_the_commits_of_its_training_and_of_its_evaluation(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(records, "SERIES", {"s": {"a": ("what", "--seed 3")}})
-    folder, now, stop = tmp_path / "a", iter("abcdef"), [True, False]
+    folder, now, stop, rows = tmp_path / "a", iter("abcdef"), [True, False, False], []
     monkeypatch.setattr(records, "commit", lambda: next(now))
 
     def run(words):
         if words[0] == "evaluate.py":
-            (folder / "report.json").write_text(json.dumps({"run": {}, "linear": {"rows": {}}}))
+            rows.append(len(rows))
+            (folder / "report.json").write_text(json.dumps({"run": {}, "linear": {"rows": {str(row): 1 for row in rows}}}))
+            if len(rows) == 1:
+                raise KeyboardInterrupt
             return
         stopped = stop.pop(0)
         (folder / "summary.json").write_text(json.dumps({"step": 5 if stopped else 9, "steps": 9}))
@@ -86,14 +89,15 @@ def test_a_record_says_the_commits_of_its_training_and_of_its_evaluation(tmp_pat
             raise KeyboardInterrupt
 
     monkeypatch.setattr(records, "run", run)
-    with pytest.raises(KeyboardInterrupt):
-        records.record("s", "a", "data", folder)
+    path = tmp_path / "results" / "s" / "a.json"
+    for _ in ("stopped in training", "stopped after a row of the evaluation"):
+        with pytest.raises(KeyboardInterrupt):
+            records.record("s", "a", "data", folder)
+        assert not path.exists()
     records.record("s", "a", "data", folder)
-    found = json.loads((tmp_path / "results" / "s" / "a.json").read_text())
-    assert (found["commit"], found["evaluation_commit"]) == ("a, b", "c")
-    stop.append(False)
-    records.record("s", "a", "data", folder)  # nothing is left to do
-    assert json.loads((tmp_path / "results" / "s" / "a.json").read_text()) == found
+    found = json.loads(path.read_text())
+    assert (found["commit"], found["evaluation_commit"]) == ("a, b", "c, d")
+    assert found["evaluation"]["linear"]["rows"] == {"0": 1, "1": 1}
 
 
 def test_records_of_earlier_versions_are_read():
