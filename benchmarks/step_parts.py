@@ -49,6 +49,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 from dim import build
 from dim.encoders import places
 from dim.guard import Guard
+from dim.machine import tune_process
 from dim.objective import Losses, Objective, Term
 from dim.reading import read
 
@@ -333,7 +334,7 @@ def in_fresh_process(work: Callable[..., Any], *args: Any) -> Any:
 
 def settle(threads: int) -> None:
     """The process-wide settings of train.py, and the number of threads."""
-    torch.set_flush_denormal(True)
+    tune_process()
     torch.set_num_threads(threads)
 
 

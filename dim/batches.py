@@ -35,7 +35,8 @@ def walk(config: Config, data: Dataset, view: Chain, device: torch.device) -> Wa
                 batches = images.batches(shares[place:].flatten(), own)
             index = shares[place]
             stored = next(batches).to(device)
-            pictures = data.normalised(torch.cat([view.of_bytes(stored, draws[index, v], units) for v in range(views)]))
+            made = [view.of_bytes(stored, draws[index, v], units) for v in range(views)]
+            pictures = data.normalised(torch.cat(made) if views > 1 else made[0])
             yield step, index, pictures.contiguous(memory_format=torch.channels_last)
 
     return steps

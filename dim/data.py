@@ -45,11 +45,15 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class Split:
-    """Images in memory: uint8 [n, C, H, W], and their labels int64 [n]."""
+    """Images in memory: uint8 [n, C, H, W], and their labels int64 [n]. The channels of a pixel lie beside each other, as the
+    views move whole pixels and the convolutions read them."""
 
     images: Tensor
     labels: Tensor
     names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "images", self.images.contiguous(memory_format=torch.channels_last))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -60,8 +64,9 @@ class Split:
         return len(self.images)
 
     def batches(self, index: Tensor, size: int) -> Iterator[Tensor]:
-        for chunk in index.to(self.images.device).split(size):
-            yield self.images.index_select(0, chunk)  # whole images at a time; indexing goes number by number
+        pixels = self.images.permute(0, 2, 3, 1)  # as they lie in memory
+        for chunk in index.to(self.images.device).split(size):  # whole images at a time; indexing goes number by number
+            yield pixels.index_select(0, chunk).permute(0, 3, 1, 2)
 
     def to(self, device: torch.device | str) -> "Split":
         return Split(self.images.to(device), self.labels, self.names)

@@ -206,7 +206,7 @@ class Chain:
         """What self(units(stored), draws) is, to the bit; where all views only move pixels, these are moved as bytes, once."""
         if self.views and all(hasattr(view, "places") for view in self.views):
             return units(moved(stored, self.views, draws))
-        return self(units(stored), draws)
+        return self(units(stored.contiguous()), draws)  # colours are changed a channel at a time
 
 
 BLACK = -1  # where no pixel of the image is
@@ -222,8 +222,8 @@ def moved(images: Tensor, views: tuple, draws: Tensor) -> Tensor:
     rows, columns = (torch.arange(side, device=images.device).expand(n, -1) for side in (height, width))
     for view, its in zip(views, draws.split([view.draws for view in views], 1), strict=True):
         rows, columns = view.places(rows, columns, its)
-    bordered = F.pad(images.permute(0, 2, 3, 1), [0, 0, 0, 1, 0, 1])  # black at the end, where -1 points
-    rows, columns = rows % (height + 1), columns % (width + 1)
+    bordered = F.pad(images.permute(0, 2, 3, 1), [0, 0, 0, 1, 0, 1])  # black at the end
+    rows, columns = rows.masked_fill(rows < 0, height), columns.masked_fill(columns < 0, width)
     first = torch.arange(n, device=images.device)[:, None, None] * ((height + 1) * (width + 1))
     place = first + rows[:, :, None] * (width + 1) + columns[:, None]
     found = bordered.reshape(-1, channels).index_select(0, place.flatten())
