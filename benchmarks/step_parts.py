@@ -76,9 +76,13 @@ class Training:
 # ----------------------------------------------------------------------------------------------------- the step, whole and cut
 
 
-def training(batch: int, critic: str, units: int, device: str) -> Training:
-    """The recipe of configs/cifar10.yaml, one view, with this batch, critic and width, before its first step."""
+def training(
+    batch: int, critic: str, units: int, device: str, estimator: str = "infonce", scale: float | str = "1/sqrt(units)"
+) -> Training:
+    """The recipe of configs/cifar10.yaml with one view and these settings, before its first step."""
     values = {
+        "objective.local.estimator": estimator,
+        "objective.local.scale": scale,
         "train.batch_size": batch,
         "views.number": 1,
         "objective.local.critic": critic,

@@ -1,0 +1,374 @@
+"""A training step, two ways: python benchmarks/step.py [--batches 64 256] [--units 2048] [--official DIR] [--json FILE]
+
+Run from the repository root, on an idle machine. DIM(L) with the paper's encoder, critics and widths on random pictures of
+CIFAR's shape already in memory; a step is encoder, critic, estimator, backward pass and Adam.
+
+    dim        the step of train.py: channels last, rows and one matmul, one log-sum-exp for all locations of an image, the
+               concat critic's first layer once for each vector, fused Adam, scores in float32 under bf16
+    plain      the arrangement of the authors' code (rdevon/DIM, bac4765) written anew: channels first, 1x1 convolutions, the
+               table of scores [N, N, L, 1]; JSD of all pairs under a mask; InfoNCE by repeating the negatives for each
+               location and one log-softmax; DV by one masked log-sum-exp (the authors' own raises at this commit). The concat
+               critic tiles y over the locations and runs [y; m] and [y; m of the next image] through its layers.
+
+Both share weights at the start; their losses and gradients must agree in float32 before anything is timed. --official DIR, a
+checkout of rdevon/DIM, compares the plain losses with that code's own, in float64. Both are then stepped in turn in one
+process with the same threads, allocator and denormal settings (those of train.py). On a CPU the clock is the process's
+CPU seconds, on a GPU wall time with synchronisation; a ratio is taken turn by turn. limit: the matrix products' arithmetic of
+dim's step, counted by torch, over the rate of a 1024 x 1024 x 1024 product measured in the same turn. Peak memory: of a fresh
+process of each way.
+"""
+
+import argparse
+import copy
+import itertools
+import json
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from step_parts import (  # beside this file; makes dim importable
+    Training,
+    describe,
+    high_water,
+    in_fresh_process,
+    machine,
+    markdown,
+    settle,
+    synchronize,
+    training,
+    update,
+    whole_gradients,
+)
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from dim.critics import Concat, Critic, Dot, ResidualHead
+
+TOLERANCE = 1e-3  # relative, of losses and gradients in float32: the sums run in another order over scores of 45 and more
+WAYS = ("dim", "plain")
+
+
+# ------------------------------------------------------------------------------------------------- the plain arrangement
+
+
+def conv(linear: nn.Linear) -> nn.Conv2d:
+    """A linear layer as a 1x1 convolution with the same weights."""
+    made = nn.Conv2d(linear.in_features, linear.out_features, 1, bias=linear.bias is not None)
+    made.weight.data.copy_(linear.weight[:, :, None, None])
+    if linear.bias is not None and made.bias is not None:
+        made.bias.data.copy_(linear.bias)
+    return made
+
+
+class PlainHead(nn.Module):
+    """x [N, D, H, W] -> [N, U, H, W]: a residual head as 1x1 convolutions."""
+
+    def __init__(self, head: ResidualHead):
+        super().__init__()
+        units = head.out.out_features
+        self.block = nn.Sequential(conv(head.hidden), nn.BatchNorm2d(units), nn.ReLU(), conv(head.out))
+        self.shortcut, self.layer_norm = conv(head.shortcut), nn.LayerNorm(units)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.block(x) + self.shortcut(x)
+        return self.layer_norm(h.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class PlainDot(nn.Module):
+    """y [N, Dy], map [N, Dm, H, W] -> table of scores [N, N, L, 1] of anchors, images, locations."""
+
+    def __init__(self, critic: Dot):
+        super().__init__()
+        self.anchor, self.map = PlainHead(critic.anchor_head), PlainHead(critic.map_head)
+
+    def forward(self, y: Tensor, m: Tensor) -> Tensor:
+        a, b = self.anchor(y[:, :, None, None]).flatten(2), self.map(m).flatten(2)  # [N, U, 1], [N, U, L]
+        n, units, places = b.shape
+        table = a.permute(0, 2, 1).reshape(-1, units) @ b.permute(0, 2, 1).reshape(-1, units).T
+        return table.reshape(n, 1, n, places).permute(0, 2, 3, 1)
+
+
+class PlainConcat(nn.Module):
+    """y [N, Dy], map [N, Dm, H, W] -> own scores and those with the next image's map, [N, 1, H, W] each."""
+
+    def __init__(self, critic: Concat):
+        super().__init__()
+        both = nn.Linear(critic.anchor_part.in_features + critic.map_part.in_features, critic.hidden.in_features)
+        both.weight.data.copy_(torch.cat([critic.anchor_part.weight, critic.map_part.weight], 1))
+        both.bias.data.copy_(critic.anchor_part.bias)
+        self.layers = nn.Sequential(conv(both), nn.ReLU(), conv(critic.hidden), nn.ReLU(), conv(critic.out))
+
+    def forward(self, y: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+        tiled = y[:, :, None, None].expand(-1, -1, *m.shape[2:])
+        return self.layers(torch.cat([tiled, m], 1)), self.layers(torch.cat([tiled, m.roll(-1, 0)], 1))
+
+
+def mask(n: int, like: Tensor) -> Tensor:
+    """1 where an anchor meets its own image [N, N]."""
+    return torch.eye(n, device=like.device, dtype=like.dtype)
+
+
+def jsd_of_table(table: Tensor) -> Tensor:
+    """Mean of softplus(T) over the other images' pairs + mean of softplus(-T) over own pairs - 2 log 2."""
+    own = mask(len(table), table)
+    pos = (-F.softplus(-table)).mean((2, 3)) * own
+    neg = (F.softplus(-table) + table).mean((2, 3)) * (1 - own)
+    return neg.sum() / (1 - own).sum() - pos.sum() / own.sum() - 2 * math.log(2)
+
+
+def infonce_of_table(table: Tensor) -> Tensor:
+    """Cross-entropy of each own pair among itself and all pairs of its anchor with other images' locations, which are repeated
+    for each location; an anchor's own image counts as scores of -10. Less log(K + 1), as in dim."""
+    n, _, places, _ = table.shape
+    own = mask(n, table)[:, :, None, None]
+    pos = torch.diagonal(table[..., 0], 0, 0, 1).permute(1, 0)[:, :, None, None]  # [N, L, 1, 1]
+    neg = table * (1 - own) - 10 * own
+    neg = neg.reshape(n, n * places, 1).unsqueeze(1).expand(-1, places, -1, -1)
+    return -F.log_softmax(torch.cat([pos, neg], 2), 2)[:, :, 0].mean() - math.log((n - 1) * places + 1)
+
+
+def dv_of_table(table: Tensor) -> Tensor:
+    """log of the mean of exp T over the other images' pairs - mean of T over own pairs."""
+    n, _, places, _ = table.shape
+    own = mask(n, table)
+    highest = table.max().detach()
+    others = (torch.exp(table - highest).sum((2, 3)) * (1 - own)).sum()
+    return others.log() + highest - math.log(n * (n - 1) * places) - (table.mean((2, 3)) * own).sum() / n
+
+
+def jsd_of_shift(pos: Tensor, neg: Tensor) -> Tensor:
+    return F.softplus(neg).mean() + F.softplus(-pos).mean() - 2 * math.log(2)
+
+
+def infonce_of_shift(pos: Tensor, neg: Tensor) -> Tensor:
+    """Each own pair among itself and the scores of its anchor with every location of the next image."""
+    n, places = len(pos), pos[0].numel()
+    rows = neg.reshape(n, 1, places).expand(-1, places, -1)
+    return -F.log_softmax(torch.cat([pos.reshape(n, places, 1), rows], 2), 2)[:, :, 0].mean() - math.log(places + 1)
+
+
+def dv_of_shift(pos: Tensor, neg: Tensor) -> Tensor:
+    return torch.logsumexp(neg.flatten(), 0) - math.log(neg.numel()) - pos.mean()
+
+
+TABLES = {"jsd": jsd_of_table, "infonce": infonce_of_table, "dv": dv_of_table}
+SHIFTS = {"jsd": jsd_of_shift, "infonce": infonce_of_shift, "dv": dv_of_shift}
+
+
+class Plain(nn.Module):
+    """pictures -> loss, with the weights of dim's encoder and critic at this moment."""
+
+    def __init__(self, t: Training, estimator: str):
+        super().__init__()
+        self.encoder = copy.deepcopy(t.encoder).to(memory_format=torch.contiguous_format)
+        critic = t.term.critic
+        self.critic = PlainDot(critic) if isinstance(critic, Dot) else PlainConcat(concat(critic))
+        self.estimator = estimator
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        codes = self.encoder(pictures)
+        scores = self.critic(codes.y, codes.map)
+        return SHIFTS[self.estimator](*scores) if isinstance(scores, tuple) else TABLES[self.estimator](scores)
+
+
+def concat(critic: Critic) -> Concat:
+    assert isinstance(critic, Concat)
+    return critic
+
+
+# ----------------------------------------------------------------------------------------------------- checks before timing
+
+
+def check(critic: str, estimator: str, units: int, batch: int = 16) -> dict[str, float]:
+    """Relative differences of loss and encoder gradients between the two ways, float32; RuntimeError above TOLERANCE.
+
+    Small scores (a scale of 1 / sqrt(units)), so that every pair carries weight; the plain table is scaled alike.
+    """
+    t = training(batch, critic, units, "cpu", estimator, scale=units**-0.5)
+    plain = Plain(t, estimator)
+    if isinstance(t.term.critic, Dot):
+        scale = t.term.critic.scale
+        plain.critic.register_forward_hook(lambda _, __, table: table * scale)
+    loss = whole_gradients(t, 0).encoder.detach()
+    other = plain(t.pictures.contiguous())
+    other.backward()
+    pairs = [(p.grad, q.grad) for p, q in zip(t.encoder.parameters(), plain.encoder.parameters(), strict=True)]
+    largest = max(g.abs().max().item() for g, _ in pairs)
+    found = {
+        "loss": ((loss - other).abs() / loss.abs().clamp_min(1)).item(),  # near 0 at the start
+        "gradient": max((g - h).abs().max().item() for g, h in pairs) / largest,
+    }
+    if max(found.values()) > TOLERANCE:
+        raise RuntimeError(f"{critic}, {estimator}: the two ways differ: {found}")
+    return found
+
+
+def check_official(checkout: Path, n: int = 6, units: int = 5, places: int = 4) -> dict[str, float]:
+    """Largest difference between the plain losses of a table and those of the authors' code, float64; RuntimeError above 1e-6
+    (their code writes log 2 and masks alike, so nothing else may differ)."""
+    sys.path.insert(0, str(checkout))
+    from cortex_DIM.functions.dim_losses import fenchel_dual_loss, infonce_loss  # type: ignore[import-not-found]
+
+    draws = torch.Generator().manual_seed(0)
+    locations = torch.randn(n, units, places, generator=draws, dtype=torch.float64)
+    anchors = torch.randn(n, units, 1, generator=draws, dtype=torch.float64)
+    table = torch.einsum("aui,pul->apli", anchors, locations)
+    found = {
+        "jsd": (jsd_of_table(table) - fenchel_dual_loss(locations, anchors, measure="JSD")).abs().item(),
+        "infonce": (infonce_of_table(table) + math.log((n - 1) * places + 1) - infonce_loss(locations, anchors)).abs().item(),
+    }
+    if max(found.values()) > 1e-6:
+        raise RuntimeError(f"the plain losses are not those of {checkout}: {found}")
+    return found
+
+
+# --------------------------------------------------------------------------------------------------------------- measurements
+
+
+def stepper(way: str, critic: str, estimator: str, batch: int, args: argparse.Namespace) -> Callable[[int], None]:
+    """step -> one training step of this way."""
+    t = training(batch, critic, args.units, args.device, estimator, scale=1.0)
+    bf16 = torch.autocast(t.device.type, torch.bfloat16, enabled=args.precision == "bf16")
+    if way == "dim":
+
+        def step(number: int) -> None:
+            with bf16:
+                losses = t.objective(t.encoder(t.pictures), t.index, 0, number)
+            t.optimizer.zero_grad()
+            losses.encoder.backward()
+            update(t, number, losses)
+
+        return step
+    plain = Plain(t, estimator).to(t.device)
+    pictures, betas = t.pictures.contiguous(), t.optimizer.defaults["betas"]
+    optimizer = torch.optim.Adam(plain.parameters(), t.optimizer.defaults["lr"], betas)
+
+    def plain_step(number: int) -> None:
+        with bf16:
+            loss = plain(pictures)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return plain_step
+
+
+def clock(device: str) -> float:
+    """Seconds: of the process on a CPU, of the wall on a GPU."""
+    if device == "cpu":
+        return time.process_time()
+    synchronize(torch.device(device))
+    return time.perf_counter()
+
+
+def seconds(work: Callable[..., object], *given: object, device: str) -> float:
+    begun = clock(device)
+    work(*given)
+    return clock(device) - begun
+
+
+def matmul_rate(args: argparse.Namespace, side: int = 1024) -> float:
+    """FLOP a second of a matrix product of this precision, best of five."""
+    dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
+    a, b = (torch.randn(side, side, device=args.device).to(dtype) for _ in range(2))
+    return 2 * side**3 / min(seconds(torch.mm, a, b, device=args.device) for _ in range(5))
+
+
+def flop(critic: str, estimator: str, batch: int, args: argparse.Namespace) -> float:
+    """Matrix products and convolutions of one step of dim's way."""
+    step = stepper("dim", critic, estimator, batch, args)
+    with FlopCounterMode(display=False) as mode:
+        step(0)
+    return mode.get_total_flops()
+
+
+def measure(critic: str, estimator: str, batch: int, args: argparse.Namespace) -> dict:
+    """Seconds of each way, turn by turn, and shares of the limit."""
+    work = flop(critic, estimator, batch, args)
+    steps = {way: stepper(way, critic, estimator, batch, args) for way in WAYS}
+    turns, rates = [], []
+    name = f"{critic}, {estimator}, batch {batch}"
+    for turn in tqdm(range(args.repeats + 1), desc=name, unit="turn", disable=None, leave=False):
+        rates.append(matmul_rate(args))
+        order = WAYS if turn % 2 else WAYS[::-1]  # neither always follows the other
+        turns.append({way: seconds(steps[way], turn, device=args.device) for way in order})
+    turns, rates = turns[1:], rates[1:]  # the first warms up
+    ratios = [turn["plain"] / turn["dim"] for turn in turns]
+    shares = [work / rate / turn["dim"] for turn, rate in zip(turns, rates, strict=True)]
+    found = {"critic": critic, "estimator": estimator, "batch": batch, "gflop": work / 1e9, "turns": turns}
+    return found | {"ratios": ratios, "shares_of_limit": shares}
+
+
+def peak(way: str, critic: str, estimator: str, batch: int, args: argparse.Namespace) -> dict[str, float]:
+    """MB that this process holds at most in three steps, and before them."""
+    settle(args.threads)
+    step, before = stepper(way, critic, estimator, batch, args), high_water(torch.device(args.device))
+    for number in range(3):
+        step(number)
+    return {"peak": high_water(torch.device(args.device)), "before": before}
+
+
+# ---------------------------------------------------------------------------------------------------------------------- output
+
+
+def spread(values: list[float], form: str) -> str:
+    return f"{statistics.median(values):{form}} [{min(values):{form}}..{max(values):{form}}]"
+
+
+def row(found: dict) -> list[str]:
+    """A line of the table."""
+    images = [f"{found['batch'] / statistics.median(turn[way] for turn in found['turns']):.1f}" for way in WAYS]
+    memory = [f"{found['peak_mb'][way]['peak']:,.0f}" for way in WAYS]
+    name = f"{found['critic']}, {found['estimator']}, {found['batch']}"
+    return [name, *images, f"x{spread(found['ratios'], '.2f')}", spread(found["shares_of_limit"], ".0%"), *memory]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0])
+    parser.add_argument("--critics", nargs="+", choices=["dot", "concat"], default=["dot", "concat"])
+    parser.add_argument("--estimators", nargs="+", choices=list(TABLES), default=["infonce", "jsd", "dv"])
+    parser.add_argument("--batches", type=int, nargs="+", default=[64, 256])
+    parser.add_argument("--units", type=int, default=2048, help="of the dot critic; concat has its own 512")
+    parser.add_argument("--precision", choices=["float32", "bf16"], default="float32", help="of both ways")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=5, help="turns")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--official", type=Path, help="a checkout of rdevon/DIM to compare the plain losses with")
+    parser.add_argument("--json", type=Path, help="write the same numbers to this file, case by case")
+    args = parser.parse_args()
+    cases = list(itertools.product(args.critics, args.batches, args.estimators))
+    each = [(*case, argparse.Namespace(**vars(args) | {"units": args.units if case[0] == "dot" else 512})) for case in cases]
+    # peaks first: on Linux a process starts its high-water mark at that of the process that starts it
+    peaks = [
+        {way: in_fresh_process(peak, way, critic, estimator, batch, own) for way in WAYS}
+        for critic, batch, estimator, own in tqdm(each, desc="peaks of memory", disable=None, leave=False)
+    ]
+    settle(args.threads)
+    checks = {f"{c}, {e}": check(c, e, 64) for c in args.critics for e in args.estimators}
+    if args.official:
+        checks["official"] = check_official(args.official)
+    on = machine(args.device)
+    print("## A training step, two ways\n")
+    print(f"{args.precision}, units {args.units}, {args.repeats} turns; {', '.join(describe(on))}\n")
+    found: list[dict] = []
+    for (critic, batch, estimator, own), memory in zip(each, peaks, strict=True):
+        found.append(measure(critic, estimator, batch, own) | {"peak_mb": memory})
+        if args.json:
+            options = {key: value for key, value in vars(args).items() if key not in ("json", "official")}
+            text = json.dumps({"machine": on, "options": options, "checks": checks, "cases": found}, indent=1)
+            args.json.write_text(text + "\n")
+    unit = "images per CPU second" if args.device == "cpu" else "images/s"
+    names = ["critic, estimator, batch", f"dim, {unit}", "plain", "plain / dim time", "share of limit", "dim, peak MB", "plain"]
+    print(markdown(names, [row(one) for one in found]))
+    worst = max(max(one.values()) for one in checks.values())
+    print(f"\n- Losses and gradients before timing: largest relative difference {worst:.1e}")
+
+
+if __name__ == "__main__":
+    main()

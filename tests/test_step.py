@@ -1,0 +1,31 @@
+"""The plain arrangement of a step that `benchmarks/step.py` times beside dim's."""
+
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import step
+
+
+@pytest.mark.parametrize("estimator", step.TABLES)
+@pytest.mark.parametrize("critic", ["dot", "concat"])
+def test_both_ways_have_the_same_loss_and_gradients(critic, estimator):
+    found = step.check(critic, estimator, units=64, batch=6)
+    assert found["loss"] < 1e-4
+    assert found["gradient"] < 1e-4
+
+
+def test_ways_that_differ_are_not_timed(monkeypatch):
+    monkeypatch.setitem(step.TABLES, "jsd", lambda table: step.jsd_of_table(table * 1.01))
+    with pytest.raises(RuntimeError, match="dot, jsd: the two ways differ"):
+        step.check("dot", "jsd", units=64, batch=6)
+
+
+def test_plain_losses_of_equal_scores_are_no_information():
+    table = torch.zeros(5, 5, 3, 1, dtype=torch.float64)
+    assert step.jsd_of_table(table).item() == pytest.approx(0, abs=1e-12)
+    assert step.dv_of_table(table).item() == pytest.approx(0, abs=1e-12)
+    assert step.infonce_of_table(table).item() == pytest.approx(0, abs=1e-4)  # the authors' -10 for an own image is no -inf
