@@ -1,7 +1,8 @@
 """Cost against N, K, M and units: python benchmarks/growth.py [--repeats 5] [--json FILE]
 
-Run from the repository root, on an idle machine. The scores of the negatives of a local term and InfoNCE on them, forward
-and backward, from embedded vectors on: N anchors, N maps of M x M places, K negatives for each anchor, units U. One of them grows at a time.
+Run from the repository root, on an idle machine. The scores of the negatives of a local term and InfoNCE on them, forward and
+backward, from embedded vectors on: N anchors, N maps of M x M places, K negatives for each anchor, units U. One of them grows
+at a time.
 
     all        every place of every other image: a matmul of N x U by U x N M^2, so N^2 M^2 U
     sampled    K gathered rows for each anchor where K is a small share of the places: N K U
