@@ -8,6 +8,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+
+os.environ["OMP_NUM_THREADS"] = "1"  # in processes of its own too: threads of several tests at once would wait for each other
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -301,7 +301,7 @@ def test_a_lost_rank_ends_the_others_in_time(tmp_path, monkeypatch, capfd, place
         return whole(*given, **more)
 
     monkeypatch.setattr(home, name, failing)
-    codes = as_torchrun_does(2, lambda: run(tmp_path / "r", "--run.timeout", "5"), timeout=5 + 15)
+    codes = as_torchrun_does(2, lambda: run(tmp_path / "r", "--run.timeout", "4"), timeout=4 + 10)
     assert codes[1 - lost] == 4
     assert codes[lost] == {"raise": 4, "kill": -signal.SIGKILL, "hang": -signal.SIGKILL}[way]
     err = capfd.readouterr().err

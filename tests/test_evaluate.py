@@ -315,7 +315,7 @@ def test_the_same_net_trained_with_labels_is_an_option(two_columns, tmp_path, mo
     folder, other, made, before = tmp_path / "r", tmp_path / "jsd", [], evaluate.finetuned
     monkeypatch.setattr(evaluate, "finetuned", lambda *words: made.append(words) or before(*words))
     for place, estimator in ((folder, "infonce"), (other, "jsd")):
-        assert train.main(tiny(place, "--train.epochs", "20", "--objective.local.estimator", estimator)) == 0
+        assert train.main(tiny(place, "--train.epochs", "10", "--objective.local.estimator", estimator)) == 0
     assert evaluate.main([str(folder), str(other), "--supervised"]) == 0
     assert len(made) == 1  # its rows are the same for both runs
     report = json.loads((folder / "report.json").read_text())
@@ -323,7 +323,7 @@ def test_the_same_net_trained_with_labels_is_an_option(two_columns, tmp_path, mo
     kinds = ("random", "supervised", "trained")
     assert list(rows)[2:] == [f"{kind} {layer}" for kind in kinds for layer in ("conv", "fc", "y")]
     assert rows["supervised y"]["all"]["accuracy"] > rows["trained y"]["all"]["accuracy"] + 0.05
-    words = "head on y, cross-entropy, 60 steps of 419 images, views affine, Adam at 0.001"
+    words = "head on y, cross-entropy, 30 steps of 419 images, views affine, Adam at 0.001"
     assert words in report["run"]["supervised rows"]
     comparison = json.loads((tmp_path / "comparison.json").read_text())["tables"]["linear"]["rows"]
     assert list(comparison) == ["raw pixels", "random encoder", "supervised encoder", "r", "jsd"]
