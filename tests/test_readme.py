@@ -10,10 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_sets
 import torch
 from conftest import ROOT, first_point
 from PIL import Image
+from test_evaluate import quick
 
+import evaluate
+import train
+from dim.evals import mlp
 from dim.reading import read
 
 README = (ROOT / "README.md").read_text()
@@ -201,3 +206,28 @@ def test_the_cifar10_commands_fit_the_real_data(real_data, command):
             done = command(*words, *(["--dry-run"] if "--dry-run" not in words else []))
             assert done.returncode == 0, done.stderr
             assert "50,000 training images 3 x 32 x 32" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_evaluations_of_a_cifar10_run_do_what_they_say(tmp_path, monkeypatch, capsys):
+    """As they stand there, on small data sets of the same layout, with fewer steps and 2 labels a class in the place of 250."""
+    for made in (small_sets.cifar10, small_sets.cifar100):
+        made(monkeypatch, tmp_path / "data", 24 if made is small_sets.cifar10 else 10)
+    monkeypatch.chdir(tmp_path)
+    quick(monkeypatch)
+    monkeypatch.setattr(mlp, "PAPER_EPOCHS", 101)
+    words = shlex.split(next(line for line in COMMANDS if "--data.download true" in line and "train.py" in line))[2:]
+    words[words.index("--config") + 1] = str(ROOT / "configs/cifar10.yaml")
+    small = ["--train.steps", "3", "--train.batch_size", "40", "--run.save_every", "3", "--run.probe_every", "0"]
+    assert train.main([*words, *small]) == 0
+    lines = [line for line in COMMANDS if line.startswith("python evaluate.py runs/cifar10")]
+    assert len(lines) >= 7
+    for line in lines:
+        assert evaluate.main(shlex.split(line.replace(" 250 ", " 2 "))[2:]) == 0, line
+    report = json.loads((tmp_path / "runs/cifar10/report.json").read_text())
+    frozen, measures = {"linear", "svm", "mlp", "knn", "mlp, the paper's protocol"}, {"mine", "ndm", "reconstruction"}
+    assert set(report) == {"run", "finetune, information 1"} | frozen | measures
+    assert set(report["finetune, information 1"]["labels"]) == {"10", "2"}
+    figures = {path.stem for path in (tmp_path / "runs/cifar10/figures").glob("*.png")}
+    assert figures == {"bounds", "training", "scores", "codes", "neighbours", "embedding"}
+    assert json.loads((tmp_path / "runs/cifar10/report_cifar100.json").read_text())["linear"]["rows"]
