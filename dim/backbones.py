@@ -127,7 +127,7 @@ def resnet(name: str, channels: int, stem: str, kind: str) -> nn.Module:
     """torchvision's resnet18 or resnet50 without its classifier, first weights drawn anew.
 
     stem: "torchvision", 7 x 7 with stride 2 and pooling, or "cifar", 3 x 3 without either, for small images (SimCLR, appendix
-    B.9). kind: the normalisation, "batch" or "layer".
+    B.9). kind: the normalisation, "batch", "sync" or "layer".
     """
     require("torchvision", f"encoder.name {name}")
     import torchvision

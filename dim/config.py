@@ -176,7 +176,9 @@ class Config:
         "auto", "arithmetic; bf16: autocast, scores in float32; auto: bf16 where the hardware has it, else float32"
     )
     deterministic: bool = option(False, "same seed, same bits on a GPU too (slower); a CPU always does")
-    norm: Literal["batch", "layer", "none"] = option("batch", "normalisation in encoder and heads; the paper: batch")
+    norm: Literal["batch", "sync", "layer", "none"] = option(
+        "batch", "normalisation in encoder and heads; the paper: batch; sync: batch over all processes' shares, on GPUs"
+    )
     run: Run = Run()
     data: Data = Data()
     views: Views = Views()
@@ -280,7 +282,7 @@ def check(config: Config) -> None:
             raise UserError(f"{given}: it must be at most 5 nats for each of data.dimensions, {most}")
     if c.chunk and c.batch_size % c.chunk:
         raise UserError(f"train.chunk is {c.chunk}: it must divide train.batch_size, {c.batch_size}")
-    if c.chunk * config.views.number == 1 and config.norm == "batch":
+    if c.chunk * config.views.number == 1 and config.norm in ("batch", "sync"):
         raise UserError("train.chunk is 1: statistics of one picture say nothing; raise it, or choose norm layer or none")
     terms = {"local": config.objective.local, "glob": config.objective.glob}
     if not any(term.weight for term in terms.values()):

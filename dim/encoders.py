@@ -61,7 +61,8 @@ class Encoder(nn.Module):
     """A convolutional encoder by name: x [N, channels, S, S] -> Encoding.
 
     local names the layer whose output is the local map: conv1 .. convN, fc1 .. fcN, or "paper" for the paper's choice.
-    norm: "batch" as in the paper, "layer" (over channels, each location by itself) or "none" (with biases instead).
+    norm: "batch" as in the paper, "sync" (batch over several processes), "layer" (over channels, each location by itself) or
+    "none" (with biases instead).
     """
 
     def __init__(self, name: str, channels: int = 3, code_size: int = 64, local: str = "paper", norm: str = "batch"):

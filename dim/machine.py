@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from dim import distributed
 from dim.config import Config, UserError
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -22,6 +23,8 @@ def device(config: Config) -> torch.device:
     if not available[name]:
         have = ", ".join(key for key, there in available.items() if there)
         raise UserError(f"device {name} is not available to this torch; available: {have}, or auto")
+    if config.norm == "sync" and name != "cuda" and distributed.asked_for() > 1:
+        raise UserError(f"norm sync has no form for {name}, only for GPUs: choose batch, each process's share, or layer")
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
         torch.use_deterministic_algorithms(True)

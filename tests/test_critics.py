@@ -66,7 +66,7 @@ def residual_net(head, x, kind):
     """The official code's net of 1x1 convolutions on a map x [N, D, H, W] -> [N, U, H, W]."""
     hidden = F.conv2d(x, head.hidden.weight[:, :, None, None], head.hidden.bias)
     if kind != "none":
-        hidden = normalised(hidden, (0, 2, 3) if kind == "batch" else 1, head.norm)
+        hidden = normalised(hidden, (0, 2, 3) if kind in ("batch", "sync") else 1, head.norm)
     out = F.conv2d(hidden.clamp_min(0), head.out.weight[:, :, None, None], head.out.bias)
     return normalised(out + F.conv2d(x, head.shortcut.weight[:, :, None, None]), 1, head.layer_norm)
 
@@ -211,7 +211,7 @@ def test_a_projector_stands_between_y_and_the_critic(kind):
     first, _, _, last = critic.projector
     hidden = (y @ first.weight.T + (first.bias if kind == "none" else 0))[:, :, None, None]
     if kind != "none":
-        hidden = normalised(hidden, (0, 2, 3) if kind == "batch" else 1, critic.projector[1])
+        hidden = normalised(hidden, (0, 2, 3) if kind in ("batch", "sync") else 1, critic.projector[1])
     projected = hidden[:, :, 0, 0].clamp_min(0) @ last.weight.T + last.bias
     assert_same_scores(critic.table(*critic.embed(y, m)), inner.table(*inner.embed(projected, m)), [y, m, last.weight])
 
@@ -225,7 +225,7 @@ def test_only_batch_norm_lets_other_rows_in(kind):
     x = normal(6, MAP_WIDTH).detach()
     other = torch.cat([x[:1], 3 * x[1:] + 1])
     moved = (head(x)[0] - head(other)[0]).abs().max().item()
-    assert moved > 0.01 if kind == "batch" else moved < 1e-12
+    assert moved > 0.01 if kind in ("batch", "sync") else moved < 1e-12
     assert (head.hidden.bias is not None) == (kind == "none")
 
 

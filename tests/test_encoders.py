@@ -172,7 +172,7 @@ def test_only_batch_norm_lets_other_images_in(tiny, kind):
     other = torch.cat([x[:1], 2 * x[1:] + 1])
     for one, two in zip(encoder(x), encoder(other), strict=True):
         moved = (one[0] - two[0]).abs().max().item()
-        assert moved > 1e-3 if kind == "batch" else moved < 1e-12
+        assert moved > 1e-3 if kind in ("batch", "sync") else moved < 1e-12
 
 
 @each_norm
@@ -185,7 +185,7 @@ def test_only_batch_norm_marks_all_locations_of_an_image(kind):
     difference = (layer(x) - layer(changed)).abs().amax(1)
     assert difference[0, 0, 0] > 0.1
     difference[0, 0, 0] = 0
-    assert difference.max() > 1e-3 if kind == "batch" else difference.max() < 1e-12
+    assert difference.max() > 1e-3 if kind in ("batch", "sync") else difference.max() < 1e-12
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (3, 4, 2, 5)])
@@ -208,10 +208,23 @@ def test_channel_norm_equals_a_loop_over_locations(shape):
 @each_norm
 def test_norm_by_name(kind, dims):
     layer = norm(kind, 4, dims)
-    assert type(layer) is {"batch": nn.BatchNorm2d if dims else nn.BatchNorm1d, "layer": ChannelNorm, "none": nn.Identity}[kind]
+    batch = nn.BatchNorm2d if dims else nn.BatchNorm1d
+    assert type(layer) is {"batch": batch, "sync": nn.SyncBatchNorm, "layer": ChannelNorm, "none": nn.Identity}[kind]
     assert layer(torch.randn(3, 4, *[2] * dims)).shape == (3, 4, *[2] * dims)
 
 
+def test_one_process_alone_has_the_bits_of_batch_norm_with_sync(tiny):
+    x, ends = pictures(4, 3, 8, 8), []
+    for kind in ("batch", "sync"):
+        torch.manual_seed(0)
+        encoder = Encoder("tiny", norm=kind).double()
+        y = encoder(x).y
+        y.square().sum().backward()
+        state = encoder.state_dict()
+        ends.append([y, encoder.eval()(x).map, *state.values(), *(p.grad for p in encoder.parameters())])
+    assert all(torch.equal(one, two) for one, two in zip(*ends, strict=True))
+
+
 def test_an_unknown_norm_is_refused():
-    with pytest.raises(ValueError, match="unknown norm 'batchnorm': it must be one of batch, layer, none"):
+    with pytest.raises(ValueError, match="unknown norm 'batchnorm': it must be one of batch, sync, layer, none"):
         Encoder("small8x8", 1, norm="batchnorm")

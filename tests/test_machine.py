@@ -37,6 +37,15 @@ def test_a_system_without_the_list_of_flags_computes_in_float32(tmp_path, monkey
     assert machine.settled(Config(device="cpu")).precision == "float32"
 
 
+def test_several_processes_normalise_together_on_gpus_only(monkeypatch):
+    together = Config(device="cpu", norm="sync")
+    assert machine.device(together) == torch.device("cpu")  # alone it is batch
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert machine.device(replace(together, norm="batch")) == torch.device("cpu")
+    with pytest.raises(UserError, match="norm sync has no form for cpu, only for GPUs: choose batch"):
+        machine.device(together)
+
+
 def test_a_gpu_is_asked_by_torch(monkeypatch):
     monkeypatch.setattr(machine, "cpu_has_bf16", lambda: pytest.fail("the processor does not matter here"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
