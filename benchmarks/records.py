@@ -38,8 +38,8 @@ CIFAR10 = {  # name: (what it is, the words of its command)
         "paper, DIM(L+G) jsd",
         f"{PAPER}_local_global.yaml --objective.local.units 256 --objective.glob.units 256",
     ),
-    "cifar100": ("recommended, on CIFAR-100", f"{RECOMMENDED} --data.name cifar100"),
     "recommended_40": ("recommended, 40 epochs", f"{RECOMMENDED} --train.epochs 40 --run.keep_every 10"),
+    "cifar100": ("recommended, on CIFAR-100", f"{RECOMMENDED} --data.name cifar100"),
 }
 TINY = "--config configs/tiny_imagenet.yaml"
 TINY_IMAGENET = {
