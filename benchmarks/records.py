@@ -47,6 +47,7 @@ TINY_IMAGENET = {
     "basic64x64": ("basic64x64, the paper's map", f"{TINY} --encoder.name basic64x64 --encoder.local paper --data.side 0"),
 }
 SERIES = {"cifar10": CIFAR10, "tiny_imagenet": TINY_IMAGENET}
+ONCE = {"tiny_imagenet"}  # without resamples: 11,600 images of 12,288 pixels cost minutes each
 
 
 def main() -> int:
@@ -73,7 +74,8 @@ def record(series: str, name: str, data: str, folder: Path) -> None:
     where = ["--data.root", str(Path(data).resolve())]
     train(folder, [*words.split(), *where])
     note_commit(folder / EVALUATED)
-    run(["evaluate.py", *map(str, [*alike(folder), *kept(folder), folder]), *where])  # takes the rows that are there
+    how = [*where, *["--once"] * (series in ONCE)]
+    run(["evaluate.py", *map(str, [*alike(folder), *kept(folder), folder]), *how])  # takes the rows that are there
     write(series, name, folder)
 
 
@@ -125,19 +127,20 @@ def git(*words: str) -> str:
 
 
 def alike(folder: Path) -> list[Path]:
-    """A run beside this one that was evaluated and whose raw pixels and random encoder are this one's, so that evaluate.py
-    takes them from there; [] where there is none."""
+    """A run beside this one that was evaluated on the same data set, with the same random encoder where there is one: given to
+    evaluate.py first, its baselines are taken where they are this run's too; [] where there is none."""
 
-    def of(place: Path) -> list[str]:
+    def data(place: Path) -> list[str]:
+        lines = part((place / "config.yaml").read_text().splitlines(), "data")
+        return [line for line in lines if line.strip().startswith(("name:", "split_seed:"))]
+
+    def encoder(place: Path) -> list[str]:
         lines = (place / "config.yaml").read_text().splitlines()
-        return (
-            [line for line in lines if line.startswith(("seed:", "precision:", "norm:"))]
-            + part(lines, "data")
-            + part(lines, "encoder")
-        )
+        return [line for line in lines if line.startswith(("seed:", "precision:", "norm:"))] + part(lines, "encoder")
 
     others = sorted(report.parent for report in folder.parent.glob("*/report.json") if report.parent != folder)
-    return [other for other in others if of(other) == of(folder)][:1]
+    others = [other for other in others if data(other) == data(folder)]
+    return [*(other for other in others if encoder(other) == encoder(folder)), *others][:1]
 
 
 def part(lines: list[str], group: str) -> list[str]:

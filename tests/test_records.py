@@ -129,3 +129,5 @@ def test_rows_are_taken_from_a_run_with_the_same_images_and_first_weights(tmp_pa
             (tmp_path / name / "report.json").write_text("{}")
     assert records.alike(tmp_path / "mine") == [tmp_path / "twin"]
     assert records.alike(tmp_path / "other_data") == []
+    (tmp_path / "twin" / "report.json").unlink()
+    assert records.alike(tmp_path / "mine") == [tmp_path / "other_norm"]  # its raw pixels are the same
