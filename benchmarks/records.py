@@ -192,9 +192,9 @@ def processor() -> str:
 
 
 def table(series: str) -> str:
-    """The records as Markdown, baselines once for each data set."""
+    """The records as Markdown, baselines once for each data set and encoder (those of batch statistics)."""
     lines = ["| run | conv | fc | y | bound at the end | rank of y | images/s |", "|---|---|---|---|---|---|---|"]
-    shown = set()
+    shown: set = set()
     for name in SERIES[series]:
         path = RESULTS / series / f"{name}.json"
         if not path.exists():
@@ -203,12 +203,13 @@ def table(series: str) -> str:
         accuracy = {
             row: f"{100 * cells['all']['accuracy']:.1f}" for row, cells in found["evaluation"]["linear"]["rows"].items()
         }
-        data = found["evaluation"]["run"]["data"]
+        data, encoder = (found["evaluation"]["run"][key] for key in ("data", "encoder"))
         if data not in shown:
-            shown.add(data)
             lines.append(f"| {data}, raw pixels | {accuracy['raw pixels']} | | | | | |")
+        if (data, encoder) not in shown:
             random = " | ".join(accuracy[f"random {layer}"] for layer in ("conv", "fc", "y"))
-            lines.append(f"| {data}, random encoder, seed 0 | {random} | | | |")
+            lines.append(f"| {data}, random {encoder}, seed 0 | {random} | | | |")
+        shown |= {data, (data, encoder)}
         last = found["last"]
         bounds = []
         for key in last:
