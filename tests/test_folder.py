@@ -534,7 +534,7 @@ def test_ctrl_c_saves_a_streamed_run_and_its_workers_are_silent(tmp_path):
         while process.poll() is None and time.monotonic() < patience and not (log.exists() and log.stat().st_size):
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=300)
     finally:
         process.kill()
         process.wait()

@@ -109,7 +109,7 @@ def test_an_estimator_can_be_added_as_it_says(tmp_path):
     words = [sys.executable, "-m", "pytest", "-q", *tests, "-p", "no:cacheprovider"]
     done = subprocess.run(words, cwd=project, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-3000:]
-    shown = subprocess.run([sys.executable, "train.py", "--help"], cwd=project, capture_output=True, text=True, timeout=120)
+    shown = subprocess.run([sys.executable, "train.py", "--help"], cwd=project, capture_output=True, text=True, timeout=300)
     assert "tv, wasserstein, least_squares" in shown.stdout
 
 
@@ -158,7 +158,7 @@ def test_the_first_command_trains_evaluates_and_wins(tmp_path):
     assert fc > max(rows[f"random {layer}"]["10"]["accuracy"] for layer in ("conv", "fc", "y")) + 0.03
     assert fc > rows["raw pixels, unscaled"]["10"]["accuracy"] + 0.03
     assert all(cell["converged"] for row in rows.values() for cell in row.values())
-    again = subprocess.run(["./run", "train"], cwd=project, env=environment(), capture_output=True, text=True, timeout=60)
+    again = subprocess.run(["./run", "train"], cwd=project, env=environment(), capture_output=True, text=True, timeout=300)
     assert "is finished: 270 steps" in again.stdout
 
 
