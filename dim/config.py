@@ -5,9 +5,12 @@ configuration can name a class or a file to run.
 """
 
 import dataclasses
+import functools
 import importlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from types import MappingProxyType
 from typing import Any, Literal, get_type_hints
 
 
@@ -187,7 +190,8 @@ class Config:
     train: Train = Train()
 
 
-def leaves(kind: type = Config, prefix: str = "") -> dict[str, tuple[Any, dataclasses.Field]]:
+@functools.cache  # asked for at every key; a type's hints take long to resolve
+def leaves(kind: type = Config, prefix: str = "") -> Mapping[str, tuple[Any, dataclasses.Field]]:
     """Every key of the schema with its type and field: {"train.lr": (float, Field), ...}."""
     found: dict[str, tuple[Any, dataclasses.Field]] = {}
     types = get_type_hints(kind)
@@ -196,7 +200,7 @@ def leaves(kind: type = Config, prefix: str = "") -> dict[str, tuple[Any, datacl
             found |= leaves(types[f.name], f"{prefix}{f.name}.")
         else:
             found[prefix + f.name] = types[f.name], f
-    return found
+    return MappingProxyType(found)
 
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -96,7 +96,7 @@ def test_every_config_says_what_it_reproduces_and_how_it_was_measured(path):
     root=st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), max_size=20),
     scale=st.one_of(st.floats(1e-6, 1e6), st.just("1/sqrt(units)")),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_generated_configurations_round_trip(tmp_path_factory, seed, lr, betas, root, scale):
     config = built(
         flat(Config()) | {"seed": seed, "train.lr": lr, "train.betas": betas, "data.root": root, "objective.local.scale": scale}
