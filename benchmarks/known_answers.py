@@ -1,7 +1,8 @@
-"""MINE and NDM where the truth is known: python benchmarks/known_answers.py [TASK ...] [--table]
+"""MINE and NDM where the truth is known: python benchmarks/known_answers.py [TASK ...] [--table | --again SEED]
 
 Run from the repository root, one thread. Each task is sampled anew for each of five seeds; a JSON a task and seed under
-results/known_answers/, what is there is not done again. --table prints the Markdown of what is there and runs nothing.
+results/known_answers/, what is there is not done again. --table prints the Markdown of what is there and runs nothing; --again
+measures a seed once more and prints, task by task, what today's code makes of it beside the record, which it leaves alone.
 
 The list below was fixed before its first run; four tasks were left out when the first results came and are in again. Network,
 rate, steps and the rule of convergence were chosen on other tasks and other draws, with three exceptions: a first run of seed 0
@@ -261,10 +262,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="TASK", help="without, all of them")
     parser.add_argument("--table", action="store_true", help="print the tables and do nothing")
+    parser.add_argument("--again", type=int, choices=SEEDS, metavar="SEED", help="compare this seed's records with today's code")
     chosen = parser.parse_intermixed_args()  # names stand before or after the options
     if unknown := set(chosen.names) - set(TASKS):
         parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(TASKS)}")
     torch.set_num_threads(1)
+    if chosen.again is not None:
+        return again(chosen.names or list(TASKS), chosen.again)
     todo = [] if chosen.table else [(seed, name) for seed in SEEDS for name in chosen.names or TASKS]
     for seed, name in tqdm(todo, desc="known answers", disable=None):
         if not place(name, seed).exists():
@@ -278,13 +282,11 @@ def place(name: str, seed: int) -> Path:
 
 
 def record(name: str, seed: int) -> None:
-    """Draw a task, estimate it, write its JSON."""
-    kind, task = TASKS[name]
-    drawn = task.draw(task.rows, generator(seed, f"known answer {name}"))
+    """Estimate a task and write its JSON."""
+    task = TASKS[name][1]
     start = time.process_time()
-    found = (mine(*drawn, seed=seed, **task.options) if kind == "mine" else ndm(drawn, seed=seed, **task.options)) | {
-        "cpu_seconds": round(time.process_time() - start, 2)
-    }
+    found = estimated(name, seed)
+    found["cpu_seconds"] = round(time.process_time() - start, 2)
     about = {
         "task": name,
         "what": task.what,
@@ -297,6 +299,26 @@ def record(name: str, seed: int) -> None:
     unfinished = place(name, seed).with_suffix(".part")
     unfinished.write_text(json.dumps(about | found, indent=1) + "\n")
     unfinished.replace(place(name, seed))
+
+
+def estimated(name: str, seed: int) -> dict:
+    """Draw a task and estimate it."""
+    kind, task = TASKS[name]
+    drawn = task.draw(task.rows, generator(seed, f"known answer {name}"))
+    return mine(*drawn, seed=seed, **task.options) if kind == "mine" else ndm(drawn, seed=seed, **task.options)
+
+
+def again(names: list[str], seed: int) -> int:
+    """Measure a seed once more beside its records; exit code 1 where a value or a flag is another."""
+    changed = 0
+    for name in names:
+        before, now = json.loads(place(name, seed).read_text()), estimated(name, seed)
+        same = value(now) == value(before) and now["converged"] == before["converged"]
+        changed += not same
+        words = "the same to the bit" if same else f"now {value(now):.4f}, {'not ' * (not now['converged'])}converged"
+        print(f"{name}, seed {seed}, code {before['code_sha256']}: {value(before):.4f}, {words}", flush=True)
+    print(f"{len(names) - changed} of {len(names)} tasks are the same to the bit with the code {code()}")
+    return int(bool(changed))
 
 
 def code() -> str:
