@@ -262,7 +262,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="TASK", help="without, all of them")
     parser.add_argument("--table", action="store_true", help="print the tables and do nothing")
-    parser.add_argument("--again", type=int, choices=SEEDS, metavar="SEED", help="compare this seed's records with today's code")
+    parser.add_argument(
+        "--again", type=int, choices=SEEDS, metavar="SEED", help="compare this seed's records with today's code"
+    )
     chosen = parser.parse_intermixed_args()  # names stand before or after the options
     if unknown := set(chosen.names) - set(TASKS):
         parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(TASKS)}")
