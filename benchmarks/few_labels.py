@@ -7,7 +7,7 @@ python benchmarks/few_labels.py --table                         the tables of th
 Linear probe (`dim.evals.linear`, the numbers of evaluate.py --probes linear --labels-per-class 10 50 250): conv, fc and y of
 the trained encoder and of its first weights, and raw pixels; one JSON for each pretraining seed.
 
-Fine-tuning (`dim.evals.finetune`): 10, 50 and 250 labels a class, the run's encoder with no loss on unlabelled images and with
+Fine-tuning (`dim.evals.finetune`): 10 and 250 labels a class, the run's encoder with no loss on unlabelled images and with
 each one, and its first weights without; three seeds. Adaptation (`dim.evals.adapt`): a classifier fine-tuned on all labels of
 the data as they are, moved to noise and to low contrast, with as many images of each class and with unequal classes, by the
 information loss with two weights of its diversity term; three seeds, each with a classifier of its own (RUN/few_labels).
@@ -48,7 +48,7 @@ from dim.views import VIEWS
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "few_labels"
 SEEDS = (0, 1, 2)
-LABELS = (10, 50, 250)
+LABELS, FINE_LABELS = (10, 50, 250), (10, 250)
 LOSSES = {"none": {}, **{name: {name: 1.0} for name in ("information", "pseudo", "consistency")}}
 DIVERSITIES = (0.1, 1.0)
 
@@ -58,7 +58,7 @@ PROBED = {  # name, the JSON's with the seed of the run behind it: name and kind
 FINETUNING = {  # name: encoder, labels a class, losses, seed
     f"finetune_{encoder}_{labels}_{loss}_seed{seed}": (encoder, labels, loss, seed)
     for encoder, losses in (("trained", LOSSES), ("random", ("none",)))
-    for labels in LABELS
+    for labels in FINE_LABELS
     for loss in losses
     for seed in SEEDS
 }
@@ -262,16 +262,15 @@ def hardware() -> str:
 
 def tables(results: Path) -> str:
     """The points so far as Markdown: test accuracy in %, mean and standard deviation over the seeds that are there."""
-    columns = " | ".join(f"{labels} a class" for labels in LABELS) + " |\n|---|" + "---|" * len(LABELS)
-    lines = [f"| linear probe | {columns}"]
+    lines = heading("linear probe", LABELS)
     for row, kind, layer in places(LAYERS):
         names = [f"linear_{kind}_{layer}_{labels}" for labels in LABELS]
         lines.append(f"| {row} | {' | '.join(over_runs(results, name) for name in names)} |")
-    lines += ["", f"| fine-tuned | {columns}"]
+    lines += ["", *heading("fine-tuned", FINE_LABELS)]
     rows = [("random", "none"), *(("trained", loss) for loss in LOSSES)]
     for encoder, loss in rows:
         cells = []
-        for labels in LABELS:
+        for labels in FINE_LABELS:
             names = [f"finetune_{encoder}_{labels}_{loss}_seed{seed}" for seed in SEEDS]
             cells.append(cell([found["accuracy"] for found in read(results, names)]))
         lines.append(f"| {encoder} encoder, " + (loss if loss != "none" else "labels only") + f" | {' | '.join(cells)} |")
@@ -285,6 +284,11 @@ def tables(results: Path) -> str:
                 cells.append(cell([each["after"]["class_accuracy"] for each in found]))
                 lines.append(f"| {kind}, {classes} | {diversity:g} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def heading(what: str, labels: Sequence[int]) -> list[str]:
+    """The first two lines of a table with a column for each number of labels."""
+    return [f"| {what} | {' | '.join(f'{each} a class' for each in labels)} |", "|---|" + "---|" * len(labels)]
 
 
 def over_runs(results: Path, name: str) -> str:
