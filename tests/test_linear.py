@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 
 from dim import data
 from dim.encoders import Encoder
-from dim.evals import linear
+from dim.evals import linear, svm
 from dim.evals.features import features, set_statistics
 from dim.evals.protocol import Columns, probe, standardised
 
@@ -167,6 +167,19 @@ def test_the_search_goes_from_a_strong_penalty_to_a_weak_one():
     assert tried == [value for value, _ in found] == list(linear.GRID)
     sizes = [size for _, size in found]
     assert sizes == sorted(sizes)
+
+
+@pytest.mark.parametrize("fit", [linear.fit, svm.fit], ids=["linear", "svm"])
+def test_a_search_over_fewer_images_than_features_is_a_fit_for_each_penalty(fit, monkeypatch):
+    x, x_validation = torch.randn(130, 50, generator=torch.Generator().manual_seed(0)).split([30, 100])
+    labels, bases = (x[:, 0] > 0).long() + (x[:, 1] > 0).long(), []
+    before = linear.axes
+    monkeypatch.setattr(linear, "axes", lambda x: bases.append(1) or before(x))
+    found = list(linear.search(x, labels, x_validation, fit))
+    assert len(bases) == 1
+    assert [penalty for penalty, _ in found] == list(linear.GRID)
+    for penalty, predicted in found[:-4]:  # weak ones leave a separable problem open within the tolerance
+        assert (fit(x, labels, penalty).predict(x_validation) == predicted).float().mean() >= 0.99
 
 
 def test_of_equal_accuracies_the_strongest_penalty_is_taken():

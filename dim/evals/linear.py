@@ -142,9 +142,14 @@ def in_span(x: Tensor, labels: Tensor, penalty: float, fit: Fit) -> Probe:
 
     The gradient it reports is that along the span's axes.
     """
-    basis = torch.linalg.qr(x.T).Q  # [D, n]
+    basis = axes(x)
     inside = fit((x @ basis).double(), labels, penalty)  # small, so exactness costs nothing
     return Probe(basis @ inside.weight.to(x.dtype), inside.bias.to(x.dtype), inside.classes, inside.gradient)
+
+
+def axes(x: Tensor) -> Tensor:
+    """x [n, D], n below D -> an orthonormal basis of what its rows span [D, n]."""
+    return torch.linalg.qr(x.T).Q
 
 
 def covariance_of(x: Tensor) -> Tensor:
@@ -164,8 +169,10 @@ def curvature_root(covariance: Tensor, curvature: float, decay: float) -> Tensor
 
 def search(x: Tensor, labels: Tensor, x_validation: Tensor, fit: Fit = fit) -> Iterator[tuple[float, Tensor]]:
     """Predictions along GRID, each fit starting from the one before."""
-    covariance = covariance_of(x) if len(x) >= x.shape[1] else None
-    probe = None
+    if len(x) < x.shape[1]:  # into their span once, not for every C
+        basis = axes(x)
+        x, x_validation = (x @ basis).double(), (x_validation @ basis).double()
+    covariance, probe = covariance_of(x), None
     for penalty in GRID:
         probe = fit(x, labels, penalty, covariance, probe)
         yield penalty, probe.predict(x_validation)
