@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from dim import build, checkpoint, export, grid, report, tracking
+from dim import build, checkpoint, export, grid, report, signals, tracking
 from dim.average import Average
 from dim.config import Config, UserError, built, check, flat, leaves, require
 from dim.data import Dataset, keys
@@ -330,28 +330,8 @@ PICTURES = (
 
 def main(argv: list[str]) -> int:
     try:
-        chosen, rest = options(argv)
-        grids = {folder: runs for folder in chosen.runs if any(runs := grid.runs_of(folder))}
-        if grids:
-            check_grids(chosen, grids)
-        check_options(chosen)
-        replaced = data_keys(rest)
-        places = {
-            place: {run: built(flat(saved(run)) | replaced) for run in (grids[place][0] if grids else [place])}
-            for place in chosen.runs
-        }
-        for configs in places.values():
-            check_configs(configs, bool(grids))
-        known: dict = {}
-        reports = {}
-        for place, configs in places.items():
-            for folder, config in configs.items():
-                if config.data.name != "gaussian":
-                    reports[str(folder)] = evaluate(folder, chosen, config, known)
-            if grids:
-                draw_grid(place, configs, {str(run): reports[str(run)] for run in configs if str(run) in reports})
-        if len(chosen.runs) > 1 and (chosen.probes or chosen.measures) and not grids:
-            compare(reports)
+        with signals.raised():
+            work(argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -363,10 +343,36 @@ def main(argv: list[str]) -> int:
             return 1
         print(f"error: the machine: {one_line(str(error)) or 'out of memory'}", file=sys.stderr)
         return 4
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, signals.StopRequest) as stop:
         print("stopped; the rows that were done are in the report, the same command continues", file=sys.stderr)
-        return 130
+        return getattr(stop, "code", 130)
     return 0
+
+
+def work(argv: list[str]) -> None:
+    """Everything that a command line asks for. Raises UserError where it cannot be."""
+    chosen, rest = options(argv)
+    grids = {folder: runs for folder in chosen.runs if any(runs := grid.runs_of(folder))}
+    if grids:
+        check_grids(chosen, grids)
+    check_options(chosen)
+    replaced = data_keys(rest)
+    places = {
+        place: {run: built(flat(saved(run)) | replaced) for run in (grids[place][0] if grids else [place])}
+        for place in chosen.runs
+    }
+    for configs in places.values():
+        check_configs(configs, bool(grids))
+    known: dict = {}
+    reports = {}
+    for place, configs in places.items():
+        for folder, config in configs.items():
+            if config.data.name != "gaussian":
+                reports[str(folder)] = evaluate(folder, chosen, config, known)
+        if grids:
+            draw_grid(place, configs, {str(run): reports[str(run)] for run in configs if str(run) in reports})
+    if len(chosen.runs) > 1 and (chosen.probes or chosen.measures) and not grids:
+        compare(reports)
 
 
 def pair(text: str) -> tuple[str, str]:

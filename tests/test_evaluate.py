@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -85,18 +86,19 @@ def test_what_is_done_is_not_done_again_unless_forced(trained, two_columns, tmp_
     assert len(asked("--layers", "y", "--labels-per-class", "5")) == 4  # other weights
 
 
-def test_an_interrupted_evaluation_keeps_its_rows_and_continues(trained, two_columns, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)])
+def test_a_stopped_evaluation_keeps_its_rows_and_continues(trained, two_columns, tmp_path, monkeypatch, capsys, number, code):
     folder = tmp_path / "r"
     shutil.copytree(trained, folder)
     before = protocol.probe
 
     def stopping(kind, name, *others, **more):
         if name == "random y":
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), number)
         return before(kind, name, *others, **more)
 
     monkeypatch.setattr(protocol, "probe", stopping)
-    assert evaluate.main([str(folder), "--layers", "y", "--force"]) == 130
+    assert evaluate.main([str(folder), "--layers", "y", "--force"]) == code
     assert "the same command continues" in capsys.readouterr().err
     assert list(json.loads((folder / "report.json").read_text())["linear"]["rows"]) == ["raw pixels, unscaled", "raw pixels"]
     monkeypatch.setattr(protocol, "probe", before)
