@@ -9,7 +9,7 @@ from types import FrameType
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
 
 
-class StopRequest(BaseException):  # noqa: N818, no error, so nothing that waits for errors takes it for one
+class StopRequest(BaseException):  # no error, so nothing that waits for errors takes it for one
     """A run that was asked to stop has saved and stops, with the exit code of what asked."""
 
     def __init__(self, message: str, code: int):
