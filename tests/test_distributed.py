@@ -212,7 +212,7 @@ WORDS += [
     "--objective.local.queue",
     "240",
     "--run.timeout",
-    "10",
+    "60",
     "--run.save_every",
     "2",
 ]
