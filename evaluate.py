@@ -144,7 +144,7 @@ def asked_for(chosen: argparse.Namespace, config: Config, data: Dataset) -> list
             parts.append(sections.probe(name, kind, data, layers, few, seed, encoders, resampled=not chosen.once))
     codes = chosen.layers or ["y"]
     made = {
-        "mine": lambda: sections.mutual_information(data, chosen.pairs, encoders),
+        "mine": lambda: sections.mutual_information(data, chosen.pairs or [("x", "y")], encoders),
         "ndm": lambda: sections.total_correlation(data, codes, encoders),
         "reconstruction": lambda: sections.decoded(data, codes, encoders),
     }
@@ -297,10 +297,14 @@ def options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         "--unlabelled", nargs="+", choices=LOSSES, default=[], help="finetune: losses on unlabelled images, weight 1 each"
     )
     parser.add_argument(
-        "--measures", nargs="+", choices=["mine", "ndm", "reconstruction"], default=[], help="of codes, or of --layers"
+        "--measures",
+        nargs="+",
+        choices=["mine", "ndm", "reconstruction"],
+        default=[],
+        help="mine of --pairs; the others of codes, or of --layers",
     )
     parser.add_argument(
-        "--pairs", nargs="+", type=pair, default=[("x", "y")], metavar="A:B", help="layers that mine compares, x: pixels; x:y"
+        "--pairs", nargs="+", type=pair, default=[], metavar="A:B", help="layers that mine compares, x: pixels; x:y"
     )
     parser.add_argument("--layers", nargs="+", choices=LAYERS, help="of probes, measures and --features; all, for measures y")
     parser.add_argument(
@@ -435,6 +439,10 @@ def check_options(chosen: argparse.Namespace) -> None:
         raise UserError("--labels-per-class belongs to probes: give --probes linear or another")
     if chosen.unlabelled and "finetune" not in chosen.probes:
         raise UserError("--unlabelled belongs to fine-tuning: give --probes finetune too")
+    if chosen.pairs and "mine" not in chosen.measures:
+        raise UserError("--pairs belongs to mine: give --measures mine too")
+    if chosen.layers and not (chosen.probes or chosen.features or {"ndm", "reconstruction"} & set(chosen.measures)):
+        raise UserError("--layers belongs to probes, ndm, reconstruction and --features; mine has --pairs")
     if chosen.figures:
         require("matplotlib", "a figure")
     if "embedding" in chosen.figures:

@@ -50,7 +50,7 @@ def js_divergence(p: Any, q: Any, unit: str = "nats") -> float:
     SciPy's `jensenshannon` is its square root; `dim.estimators.jsd` with its best critic is twice that of joint and product.
     """
     p, q = distributions(p, q)
-    middle = ((p + q) / 2).log()
+    middle = (p + q).log() - math.log(2)  # half of the smallest number would be 0
     return max(0.0, expected(p, p.log() - middle) + expected(q, q.log() - middle)) / 2 / size_of(unit)
 
 
@@ -106,6 +106,8 @@ def gaussian_mutual_information(correlation: float, dimensions: int = 1, unit: s
     """-d/2 log(1 - rho^2): I(X; Y) of d independent pairs of Gaussians, each correlated by rho in [-1, 1]; inf at its ends."""
     if not abs(correlation) <= 1:
         raise UserError(f"correlation is {correlation}: it must be in [-1, 1]")
+    if dimensions < 1:
+        raise UserError(f"dimensions is {dimensions}: it must be at least 1")
     if abs(correlation) == 1:
         return math.inf
     return -dimensions / 2 * math.log1p(-(correlation**2)) / size_of(unit)

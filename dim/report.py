@@ -93,7 +93,7 @@ def table(part: dict) -> str:
     lines = [*textwrap.wrap(f"{title}; {part['protocol']}", 96), "", " " * width + "".join(f"{title:>14}" for title in titles)]
     lines += [f"{name:<{width}}" + "".join(f"{cell:>14}" for cell in cells) for name, cells in rows.items()]
     if any("*" in cell for cells in rows.values() for cell in cells):
-        lines.append("* not converged")
+        lines.append(STAR)
     return "\n".join(lines)
 
 
@@ -105,7 +105,17 @@ def listing(part: dict) -> str:
     lines = [*textwrap.wrap(part["protocol"], 96), ""]
     for name, cells in [("", keys), *rows.items()]:
         lines.append(f"{name:<{width}}" + "".join(f"{cell:>{space}}" for cell, space in zip(cells, wide, strict=True)))
-    return "\n".join(lines)
+    return "\n".join([*lines, *doubts(part)])
+
+
+def doubts(part: dict) -> list[str]:
+    """A line for each row of a measure whose seeds say why they did not converge."""
+    lines = []
+    for name, row in part["rows"].items():
+        reasons = dict.fromkeys(reason for run in row.get("runs", []) for reason in run.get("doubts", []))
+        if reasons:
+            lines.append(f"not converged, {name}: {'; '.join(reasons)}")
+    return lines
 
 
 SHOWN = {"converged": "share of seeds converged"}  # what a key alone would not say
@@ -153,6 +163,7 @@ def markdown(content: dict, name: str) -> str:
         keys, rows = values_of(part)
         lines += ["", f"## {title}", "", f"{part['protocol']}.", ""]
         lines += grid(["", *keys], [[row, *cells] for row, cells in rows.items()])
+        lines += [line for said in doubts(part) for line in ("", f"{said}.")]
     return "\n".join(lines) + "\n"
 
 
@@ -223,7 +234,7 @@ def grouped(reports: Mapping[str, dict]) -> dict[str, list[dict]]:
     groups: dict[str, dict[str, dict]] = {}
     for name, content in reports.items():
         run = content["run"]
-        key = json.dumps([run["config"], run["data_sha256"], run["split_seed"], run["weights"]], sort_keys=True)
+        key = json.dumps([run[key] for key in ("config", "steps", "data_sha256", "split_seed", "weights")], sort_keys=True)
         while run["seed"] in {member["run"]["seed"] for member in groups.get(key, {}).values()}:
             key += " again"  # the same run twice is no second seed
         groups.setdefault(key, {})[name] = content
@@ -257,7 +268,7 @@ def comparison(reports: Mapping[str, dict]) -> dict:
 
     A table: {"of": the quantity with its unit, "percent": whether shares are to be shown in per cent, "chance": of an accuracy
     where it is the same for all runs, else None, "protocols": in words, each once, "rows": {row of baselines or name of a
-    group: {features: {"mean", "sd": over training seeds or None, "seeds"}}}}.
+    group: {features: {"mean", "sd": over training seeds or None, "seeds", "converged"}}}}.
 
     Accuracies are those of all labels, or where a section has none a table for each number of labels. Trained features stand
     under their group's name; raw pixels and the other encoders under theirs, over seeds; where these differ between groups in
@@ -271,11 +282,14 @@ def comparison(reports: Mapping[str, dict]) -> dict:
         for group, members in groups.items():
             for content in members:
                 for row, cells in content.get(title, {"rows": {}})["rows"].items():
+                    if column not in cells:
+                        continue  # this run has other numbers of labels
                     kind, _, layer = row.partition(" ")
                     name = group if kind == "trained" else whose[kind, lineage(kind, content, title)]
                     once = content["run"]["seed"] if kind != "raw" else 0  # pixels have no seed
                     value = cells[column] if title in MEASURES else cells[column]["accuracy"]
-                    gathered.setdefault(name, {}).setdefault(layer, {})[once] = value
+                    sure = believed(cells if title in MEASURES else cells[column])
+                    gathered.setdefault(name, {}).setdefault(layer, {})[once] = value, sure
         parts = [content[title] for content in reports.values() if title in content]
         of = MEASURES[title][1] if title in MEASURES else "test accuracy in %"
         chances = {part.get("chance") for part in parts}
@@ -326,10 +340,16 @@ def baselines(groups: Mapping[str, list[dict]], title: str) -> dict[tuple, str]:
     return found
 
 
-def spread(values: Sequence[float]) -> dict:
-    """Mean and standard deviation of values, the latter None for one."""
+def believed(cell: dict) -> bool:
+    """Whether an accuracy's fits converged, or a measure's with more than half of its seeds."""
+    return cell.get("converged", True) > 0.5
+
+
+def spread(found: Sequence[tuple[float, bool]]) -> dict:
+    """Mean and standard deviation of values, the latter None for one, and whether each of them converged."""
+    values = [value for value, _ in found]
     sd = statistics.stdev(values) if len(values) > 1 else None
-    return {"mean": statistics.fmean(values), "sd": sd, "seeds": len(values)}
+    return {"mean": statistics.fmean(values), "sd": sd, "seeds": len(values), "converged": all(sure for _, sure in found)}
 
 
 def compared(found: dict) -> str:
@@ -343,9 +363,12 @@ def compared(found: dict) -> str:
             ["", *features],
             [[name, *(mean_sd(cells.get(layer), table["percent"]) for layer in features)] for name, cells in rows.items()],
         )
+        if not all(cell["converged"] for cells in rows.values() for cell in cells.values()):
+            lines += ["", STAR]
     return "\n".join(lines) + "\n"
 
 
+STAR = "* not converged"
 OVER_SEEDS = (
     "+-: standard deviation over training seeds, where a row is the mean of several runs that differ in nothing else; the "
     "spread over resamples, or over a measure's own seeds, stands in the report of each run."
@@ -372,4 +395,4 @@ def mean_sd(cell: dict | None, percent: bool) -> str:
     if cell is None:
         return ""
     one = (lambda value: f"{100 * value:.1f}") if percent else number
-    return one(cell["mean"]) + ("" if cell["sd"] is None else f" +- {one(cell['sd'])}")
+    return one(cell["mean"]) + ("" if cell["sd"] is None else f" +- {one(cell['sd'])}") + "*" * (not cell["converged"])

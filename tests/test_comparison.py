@@ -6,11 +6,20 @@ from PIL import Image
 from dim.figures import comparison, drawing
 
 ACCURACIES = {
-    "raw pixels": {"pixels": {"mean": 0.4, "sd": None, "seeds": 1}},
-    "a, 2 seeds": {"fc": {"mean": 0.7, "sd": 0.01, "seeds": 2}, "y": {"mean": 0.6, "sd": 0.02, "seeds": 2}},
-    "b": {"fc": {"mean": 0.5, "sd": None, "seeds": 1}, "y": {"mean": 0.3, "sd": None, "seeds": 1}},
+    "raw pixels": {"pixels": {"mean": 0.4, "sd": None, "seeds": 1, "converged": True}},
+    "a, 2 seeds": {
+        "fc": {"mean": 0.7, "sd": 0.01, "seeds": 2, "converged": True},
+        "y": {"mean": 0.6, "sd": 0.02, "seeds": 2, "converged": True},
+    },
+    "b": {
+        "fc": {"mean": 0.5, "sd": None, "seeds": 1, "converged": True},
+        "y": {"mean": 0.3, "sd": None, "seeds": 1, "converged": True},
+    },
 }
-NATS = {"a, 2 seeds": {"x:y": {"mean": 3.25, "sd": 0.125, "seeds": 2}}, "b": {"x:y": {"mean": 2.0, "sd": None, "seeds": 1}}}
+NATS = {
+    "a, 2 seeds": {"x:y": {"mean": 3.25, "sd": 0.125, "seeds": 2, "converged": True}},
+    "b": {"x:y": {"mean": 2.0, "sd": None, "seeds": 1, "converged": True}},
+}
 PROTOCOL = "cifar10, 10,000 test images, logistic regression, C chosen on the validation tenth of the training split"
 FOUND = {
     "runs": {
@@ -48,6 +57,17 @@ def test_every_mean_is_a_bar_with_its_spread(drawn):
     reach = [segment[:, 0].tolist() for lines in errors for segment in lines.get_segments()]
     assert reach == [pytest.approx([69, 71]), pytest.approx([58, 62])]
     assert axes.get_xlabel() == "test accuracy in %; dashed: chance"
+
+
+def test_what_did_not_converge_has_a_star(tmp_path, monkeypatch):
+    rows = {"b": {"x:y": {"mean": 2.0, "sd": None, "seeds": 1, "converged": False}}}
+    tables = {"mine": FOUND["tables"]["mine"] | {"rows": rows}}
+    pages, page = [], drawing.page
+    monkeypatch.setattr(drawing, "page", lambda *given: pages.append(page(*given)) or pages[-1])
+    path = comparison.draw(tmp_path / "comparison.png", {"runs": {"b": FOUND["runs"]["b"]}, "tables": tables})
+    assert "x:y 2.000*" in {text.get_text() for text in pages[0].axes[0].texts}
+    with Image.open(path) as image:
+        assert "* not converged." in image.text["Description"]
 
 
 def test_a_measure_is_in_its_own_unit(drawn):

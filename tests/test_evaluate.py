@@ -376,6 +376,8 @@ def test_several_runs_share_their_baselines(trained, two_columns, tmp_path, monk
             "labels_per_class is 200: digits has from 1 to 122 in each class",
         ),
         (["{run}", "--unlabelled", "pseudo"], "--unlabelled belongs to fine-tuning: give --probes finetune too"),
+        (["{run}", "--pairs", "fc:y"], "--pairs belongs to mine: give --measures mine too"),
+        (["{run}", "--measures", "mine", "--layers", "fc"], "--layers belongs to probes, ndm, reconstruction and --features"),
         (["{run}", "--measures", "mine", "--pairs", "x:z"], "x:z names z: write A:B with two of x, conv, fc, y"),
         (["{run}", "--measures", "mine", "--pairs", "y"], "y names nothing: write A:B"),
         (["{run}", "--labels-per-class", "200"], "200 labels a class are asked for: digits has from 1 to 11"),

@@ -199,8 +199,12 @@ def test_statistics_become_plain_averages_and_features_do_not_depend_on_the_batc
         out = first[0](made.floats(made.train.images))
     assert torch.allclose(first[1].running_mean, out.mean((0, 2, 3)), atol=1e-5)
     assert first[1].momentum == 0.1
+    encoder.train()
+    before = first[1].running_mean.clone()
     whole = features(encoder, made, made.test, batch=60)
     parts = features(encoder, made, made.test, batch=7)
+    assert encoder.training
+    assert torch.equal(first[1].running_mean, before)
     for layer in whole:
         assert torch.allclose(whole[layer], parts[layer], atol=1e-5)
     assert [tuple(whole[layer].shape) for layer in ("conv", "fc", "y")] == [(60, 2048), (60, 512), (60, 64)]

@@ -152,3 +152,14 @@ def test_wide_inputs_cost_one_copy_and_a_few_minutes(columns):
     assert math.isfinite(found["mi_nats"])
     more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     assert more < 2 * x.nbytes
+
+
+def test_columns_are_fitted_on_the_rows_that_train(monkeypatch):
+    x, z = (torch.randn(300, 2, generator=torch.Generator().manual_seed(i)) for i in range(2))
+    given = []
+    for part in ("indicators", "standardised"):
+        before = getattr(module, part)
+        monkeypatch.setattr(module, part, lambda *words, before=before: given.append(words[1]) or before(*words))
+    mine(x, z, seed=3, steps=2)
+    assert len(given) == 4
+    assert all(torch.equal(rows, ratio.thirds(300, 3)[0]) for rows in given)

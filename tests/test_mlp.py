@@ -1,10 +1,14 @@
 """The MLP under both protocols."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
+from dim.data import Dataset, Split
 from dim.evals import mlp
+from dim.evals.protocol import Columns, probe
 
 
 def rings(n: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -45,11 +49,20 @@ def test_looks_are_ten_steps_apart_or_an_epoch(images, every):
     assert list(mlp.looks_of(images)) == [every * look for look in range(1, 101)]
 
 
-def test_a_number_of_epochs_near_the_last_is_not_believed(monkeypatch):
-    monkeypatch.setattr(mlp, "LOOKS", 8)
-    x, labels = rings(260)
-    converged = {count: [sure for _, sure in mlp.predict(x, labels, x[:5], count, [None])] for count in (30, 40, 80)}
-    assert converged == {30: [True], 40: [False], 80: [False]}
+@pytest.mark.parametrize(("best", "converged"), [(30, True), (40, False), (80, False)])
+def test_a_number_of_epochs_near_the_last_is_not_believed(best, converged):
+    """The looks are those at the fitting images, 10 epochs apart; at all images they would be 5 apart."""
+    x, labels = rings(600)
+    labels -= 4
+    images = torch.zeros(600, 1, 8, 8, dtype=torch.uint8)
+    data = Dataset("made", Split(images, labels), Split(images[:50], labels[:50]), 2)
+
+    def search(x, labels, x_validation):
+        for count in range(10, 90, 10):
+            yield count, data.train.labels[data.validation(0)[1]] if count == best else torch.zeros(len(x_validation))
+
+    cell = probe(replace(mlp.MLP, search=search), "rings", x, x[:50], data, 0, Columns(resampled=False))["all"]
+    assert (cell["epochs"], cell["converged"]) == (best, converged)
 
 
 def test_the_network_is_the_papers():
@@ -100,6 +113,7 @@ def test_each_epoch_has_an_order_and_dropout_masks_of_its_own(monkeypatch):
 
 
 def test_the_papers_protocol_is_the_mean_of_the_last_epochs(monkeypatch):
+    assert (mlp.PAPER_EPOCHS, mlp.PAPER_LAST) == (200, 100)
     monkeypatch.setattr(mlp, "PAPER_EPOCHS", 6)
     monkeypatch.setattr(mlp, "PAPER_LAST", 3)
     x, labels = rings(300)
@@ -109,6 +123,7 @@ def test_the_papers_protocol_is_the_mean_of_the_last_epochs(monkeypatch):
         scores.append((net(x[200:]).argmax(1) + 4 == labels[200:]).double().mean().item())
     assert found["accuracy"] == pytest.approx(sum(scores[3:]) / 3)
     assert (found["lowest"], found["highest"]) == (min(scores[3:]), max(scores[3:]))
+    assert (mlp.PAPER.dropout, mlp.CLEAN.dropout) == (0.1, 0.5)
     assert (mlp.PAPER.lr, mlp.PAPER.betas, mlp.PAPER.batch, mlp.PAPER.drops) == (1e-4, (0.5, 0.999), 64, (50, 100))
 
 

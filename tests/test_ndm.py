@@ -132,3 +132,14 @@ def test_the_same_seed_gives_the_same_bits():
     first = ndm(y, seed=1, steps=20)
     assert ndm(y.double().numpy(), seed=1, steps=20) == first
     assert ndm(y, seed=2, steps=20) != first
+
+
+def test_columns_are_fitted_on_the_rows_that_train(monkeypatch):
+    x, z = (torch.randn(300, 2, generator=torch.Generator().manual_seed(i)) for i in range(2))
+    given = []
+    for part in ("indicators", "standardised"):
+        before = getattr(module, part)
+        monkeypatch.setattr(module, part, lambda *words, before=before: given.append(words[1]) or before(*words))
+    ndm(torch.cat([x, z], 1), seed=3, steps=2)
+    assert len(given) == 2
+    assert all(torch.equal(rows, ratio.thirds(300, 3)[0]) for rows in given)

@@ -342,6 +342,25 @@ def test_the_half_has_half_the_rows_and_steps_and_the_same_reporting_rows(pairs,
     assert found["nats"] == pytest.approx(found["positive_term"] - found["negative_term"])
 
 
+def test_the_scale_is_that_of_the_choosing_rows_and_the_report_is_read_with_it(pairs, monkeypatch):
+    split = thirds(600, 0)
+    made, before = [], ratio.train
+    monkeypatch.setattr(ratio, "train", lambda *given: made.append(before(*given)) or made[-1])
+    found = ratio.measured(Pairs(2, 1, 8), pairs, split, "jsd", 200, seed=0)
+    chosen = score(made[0].critic, pairs, split[1], ratio.SHUFFLES, generator(0, "choose"))
+    reported = score(made[0].critic, pairs, split[2], ratio.SHUFFLES, generator(0, "report"))
+    assert found.scale == best_scale(*chosen) != best_scale(*reported)
+    assert found.scale != pytest.approx(1, abs=0.01)
+    assert found.reporting == read(*reported, found.scale)
+    assert found.choosing == read(*chosen, found.scale)
+    assert found.unscaled == read(*reported)
+
+
+def test_the_estimator_asked_for_trains(pairs):
+    values = {name: ratio.measured(Pairs(2, 1, 8), pairs, thirds(600, 0), name, 40, seed=0) for name in ("jsd", "dv")}
+    assert values["jsd"].reporting != values["dv"].reporting
+
+
 def test_spread_over_seeds():
     runs = [{"mi_nats": value, "converged": value > 1} for value in (1.0, 2.0, 3.0)]
     found = spread(runs, "mi_nats")

@@ -134,10 +134,10 @@ def test_seeds_of_one_configuration_are_one_group():
     found = compared(reports)["linear"]
     assert list(found) == ["cifar_seed, 3 seeds", "random encoder", "raw pixels", "other"]
     group = found["cifar_seed, 3 seeds"]["y"]
-    assert group == {"mean": pytest.approx(0.7), "sd": pytest.approx(0.1), "seeds": 3}
-    assert found["other"]["y"] == {"mean": 0.5, "sd": None, "seeds": 1}
+    assert group == {"mean": pytest.approx(0.7), "sd": pytest.approx(0.1), "seeds": 3, "converged": True}
+    assert found["other"]["y"] == {"mean": 0.5, "sd": None, "seeds": 1, "converged": True}
     assert found["random encoder"]["y"]["mean"] == pytest.approx(0.4)
-    assert found["raw pixels"]["pixels"] == {"mean": 0.4, "sd": None, "seeds": 1}  # pixels have no seed
+    assert found["raw pixels"]["pixels"] == {"mean": 0.4, "sd": None, "seeds": 1, "converged": True}  # pixels have no seed
 
 
 def test_runs_that_differ_in_more_than_their_seed_are_no_group():
@@ -147,6 +147,7 @@ def test_runs_that_differ_in_more_than_their_seed_are_no_group():
         of_run(1, rows={"trained y": 0.7}, split_seed=1),
         of_run(1, rows={"trained y": 0.7}, weights="average"),
         of_run(1, rows={"trained y": 0.7}, data_sha256="other"),
+        of_run(1, rows={"trained y": 0.7}, steps=2),  # stopped before its end
         of_run(0, rows={"trained y": 0.7}),  # the same run again
     ):
         found = compared({"a": plain, "b": other})["linear"]
@@ -202,6 +203,36 @@ def test_a_section_without_a_column_of_all_labels_has_a_table_for_each_number_of
     assert report.comparison(reports)["tables"]["finetune, 10 labels a class"]["chance"] is None
 
 
+def test_runs_with_other_numbers_of_labels_stand_in_the_tables_that_they_have():
+    reports = {
+        name: {"run": RUN | {"weights_sha256": name}, "finetune": part({"trained y": score}, (labels,))}
+        for name, labels, score in (("a", "5", 0.5), ("b", "10", 0.6))
+    }
+    found = compared(reports)
+    assert {title: list(rows) for title, rows in found.items()} == {
+        "finetune, 5 labels a class": ["a"],
+        "finetune, 10 labels a class": ["b"],
+    }
+
+
+def test_what_did_not_converge_has_a_star_and_its_reasons():
+    plain = report.compared(report.comparison({"a": of_run(0, rows={"trained y": 0.5})}))
+    assert "*" not in plain
+    failed = of_run(1, rows={"trained y": 0.7})
+    failed["linear"]["rows"]["trained y"]["all"]["converged"] = False
+    runs = [{"doubts": ["half gives less", "few rows"]}, {"doubts": ["few rows"]}, {"doubts": []}]
+    for share in (0.0, 0.5, 0.75):
+        row = {"mi_nats": 8.1, "sd": 0.1, "converged": share, "runs": runs}
+        text = report.compared(report.comparison({"a": failed | {"mine": measured("mine", **{"trained_x:y": row})}}))
+        assert "| a | 70.0* |" in text
+        assert ("| a | 8.100* |" in text) == (share <= 0.5)
+        assert text.count("* not converged") == 1 + (share <= 0.5)
+    sections = {"mine": measured("mine", **{"trained_x:y": row, "random_x:y": row | {"runs": []}})}
+    said = "not converged, trained x:y: half gives less; few rows"
+    assert report.table(sections["mine"]).endswith(said)
+    assert f"\n\n{said}.\n" in report.markdown({"run": RUN} | sections, "r")
+
+
 def measured(title: str, **rows: dict) -> dict:
     """A section of a measure: {row: its numbers}."""
     return {"protocol": f"how {title} is measured", "rows": {name.replace("_", " "): row for name, row in rows.items()}}
@@ -219,10 +250,10 @@ def test_measures_stand_in_the_comparison_in_their_own_units():
     reports["b"] = of_run(0, {"train.lr": 2.0}) | {"ndm": measured("ndm", trained_y={"total_correlation_nats": 7.5})}
     found, rows = report.comparison(reports), compared(reports)
     assert list(rows) == ["linear", "mine", "reconstruction", "ndm"]
-    assert rows["mine"]["a_seed, 2 seeds"]["y"] == {"mean": 2.5, "sd": pytest.approx(0.5**0.5), "seeds": 2}
+    assert rows["mine"]["a_seed, 2 seeds"]["y"] == {"mean": 2.5, "sd": pytest.approx(0.5**0.5), "seeds": 2, "converged": True}
     assert rows["mine"]["random encoder"]["y"]["mean"] == 0.5
     assert rows["reconstruction"]["a_seed, 2 seeds"]["y"]["mean"] == pytest.approx(0.45)
-    assert rows["ndm"] == {"b": {"y": {"mean": 7.5, "sd": None, "seeds": 1}}}
+    assert rows["ndm"] == {"b": {"y": {"mean": 7.5, "sd": None, "seeds": 1, "converged": True}}}
     text = report.compared(found)
     for said in (
         "- a_seed, 2 seeds: made, training seeds 0, 1, last weights",

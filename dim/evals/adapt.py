@@ -46,7 +46,7 @@ class Adaptation:
     lr: float = 1e-4
 
     def __post_init__(self):
-        check(self.losses, steps=self.steps, batch=self.batch)
+        check(self.losses, self.seed, steps=self.steps, batch=self.batch)
         if not any_of(self.losses):
             raise UserError("losses has no weight above 0: there is nothing to adapt by")
 

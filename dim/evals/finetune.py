@@ -56,7 +56,7 @@ class FineTuning:
     def __post_init__(self):
         if self.layer not in LAYERS:
             raise UserError(f"layer is {self.layer!r}: choose among {', '.join(LAYERS)}")
-        check(self.losses, steps=self.steps, batch=self.batch, unlabelled_batch=self.unlabelled_batch)
+        check(self.losses, self.seed, steps=self.steps, batch=self.batch, unlabelled_batch=self.unlabelled_batch)
 
 
 class Classifier(nn.Module):
@@ -197,8 +197,10 @@ def chosen_labels(data: Dataset, per_class: int | Tensor | None, seed: int) -> T
     return label_draws(labels, per_class, seed + 1)[seed]
 
 
-def check(losses: Mapping[str, float], **at_least_1: int) -> None:
-    """UserError for a loss that does not exist, a weight that is negative or not finite, and a number below 1."""
+def check(losses: Mapping[str, float], seed: int, **at_least_1: int) -> None:
+    """UserError for a loss that does not exist, a weight that is negative or not finite, a negative seed, a number below 1."""
+    if seed < 0:
+        raise UserError(f"seed is {seed}: it must be at least 0")
     for name, weight in losses.items():
         if name not in LOSSES:
             raise UserError(f"losses has {name!r}: choose among {', '.join(LOSSES)}")

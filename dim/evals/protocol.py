@@ -28,7 +28,8 @@ class Kind:
     search(x, labels, x_validation) -> (value of the knob, predicted labels) pairs, lazily, in the order in which they should
     be tried. predict(x, labels, x_test, value, subsets) -> for each subset of the training images, None being all of them,
     the predicted labels [n_test] and whether the fit converged. patience: how many values in a row below the best end the
-    search.
+    search. open_end: whether a best value among the last `patience` that there are says that more should be tried: a cell
+    with it has not converged.
     """
 
     words: str
@@ -36,6 +37,7 @@ class Kind:
     search: Callable[[Tensor, Tensor, Tensor], Iterator[tuple[float, Tensor]]]
     predict: Callable[[Tensor, Tensor, Tensor, float, Sequence[Tensor | None]], Iterator[tuple[Tensor, bool]]]
     patience: int = 2
+    open_end: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def probe(kind: Kind, name: str, train: Tensor, test: Tensor, data: Dataset, spl
         results = list(kind.predict(train, labels, test, chosen[kind.knob], subsets))
         found[column] = {
             **mean_sd([(predicted == test_labels).double().mean().item() for predicted, _ in results]),
-            "converged": all(converged for _, converged in results),
+            "converged": all(converged for _, converged in results) and not (kind.open_end and at_end(chosen, kind)),
             **chosen,
             "seconds": time.perf_counter() - begun,
         }
@@ -150,7 +152,12 @@ def choose(
         best = max(tried, key=tried.__getitem__)
         if patience and all(score < tried[best] for score in list(tried.values())[-patience:]):
             break
-    return {kind.knob: best, "validation_accuracy": tried[best], "tried": {f"{v:.2g}": score for v, score in tried.items()}}
+    return {kind.knob: best, "validation_accuracy": tried[best], "tried": {f"{v:.4g}": score for v, score in tried.items()}}
+
+
+def at_end(chosen: dict, kind: Kind) -> bool:
+    """Whether a chosen knob is among the last `patience` values that were tried: then nothing says that it is the best."""
+    return f"{chosen[kind.knob]:.4g}" in list(chosen.get("tried", {}))[-kind.patience :]
 
 
 def described(kind: Kind, data: Dataset, columns: Columns) -> str:

@@ -159,7 +159,7 @@ class Reading(NamedTuple):
 
     positive: float  # E T+
     negative: float  # log E e^T-
-    error: float  # standard error of their difference
+    error: float  # standard error of their difference at T = log r; that shuffles share rows is left out: 20 % more elsewhere
 
     @property
     def value(self) -> float:

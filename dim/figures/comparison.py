@@ -22,11 +22,12 @@ def draw(path: Path, found: dict) -> Path:
     data = ", ".join(dict.fromkeys(run["data"] for run in runs.values()))
     number = sum(len(run["seeds"]) for run in runs.values())
     words = [f"{title}: {report.said(table)}." for title, table in found["tables"].items()]
+    words += [f"{report.STAR}."] * any(each.note for panel in panels for _, bars in panel.groups for each in bars)
     return drawing.save(
         path, f"{number} runs compared on {data}", panels, ["; ".join(report.listed(runs)) + ".", *words, report.OVER_SEEDS]
     )
 
 
 def bar(layer: str, cell: dict, scale: float) -> Bar:
-    """A mean over seeds."""
-    return Bar(layer, scale * cell["mean"], None if cell["sd"] is None else scale * cell["sd"])
+    """A mean over seeds; a star: not converged."""
+    return Bar(layer, scale * cell["mean"], None if cell["sd"] is None else scale * cell["sd"], "*" * (not cell["converged"]))

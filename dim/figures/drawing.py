@@ -137,11 +137,12 @@ class Scatter(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """A named value with its spread, None: not known."""
+    """A named value with its spread, None: not known; note: behind its number."""
 
     label: str
     value: float
     spread: float | None = None
+    note: str = ""
 
 
 class Bars(NamedTuple):
@@ -380,7 +381,7 @@ def draw_bars(axes: "Axes", panel: Bars) -> None:
                 place + 0.5, bar.value, 0.8, color=colours[bar.label], xerr=bar.spread, error_kw={"ecolor": INK, "capsize": 2}
             )
             spread = "" if bar.spread is None else f" +- {bar.spread:.{panel.digits}f}"
-            end, words = max(0.0, bar.value + (bar.spread or 0)), f"{bar.label} {bar.value:.{panel.digits}f}{spread}"
+            end, words = max(0.0, bar.value + (bar.spread or 0)), f"{bar.label} {bar.value:.{panel.digits}f}{spread}{bar.note}"
             axes.text(end + 0.01 * panel.most, place + 0.5, words, size=SMALL, va="center")
         place += 1.5
     if panel.level is not None:
