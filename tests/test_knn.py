@@ -53,3 +53,17 @@ def test_large_features_do_not_overflow_and_zeros_are_similar_to_nothing():
     assert torch.equal(predicted, wanted)
     similarity, _ = knn.nearest(x, torch.zeros(1, 6, dtype=x.dtype), 3)
     assert similarity.tolist() == [[0, 0, 0]]
+
+
+@pytest.mark.parametrize("everything", [True, False])
+def test_subsets_share_their_similarities_and_have_neighbours_of_their_own(monkeypatch, everything):
+    monkeypatch.setattr(knn, "CHUNK", 7)
+    x, _ = clouds_of(60)
+    draws = torch.Generator().manual_seed(0)
+    subsets = [torch.randperm(40, generator=draws)[:size] for size in (25, 10)] + [None] * everything
+    together = knn.nearest_of(x[:40], x[40:], 4, subsets)
+    assert len(together) == len(subsets)
+    for subset, (similarity, place) in zip(subsets, together, strict=True):
+        alone, where = knn.nearest(x[:40] if subset is None else x[subset], x[40:], 4)
+        assert torch.equal(place, where if subset is None else subset[where])
+        assert torch.allclose(similarity, alone, rtol=1e-12)

@@ -33,12 +33,11 @@ def predict(
     x: Tensor, labels: Tensor, x_test: Tensor, k: float, subsets: Sequence[Tensor | None]
 ) -> Iterator[tuple[Tensor, bool]]:
     """Predictions from the images of each subset; nothing is fitted, so all converge."""
-    for subset in subsets:
-        some, own = (x, labels) if subset is None else (x[subset], labels[subset])
-        if k > len(some):
-            raise UserError(f"{k:g} nearest neighbours are asked for among {len(some)} images")
-        similarity, place = nearest(some, x_test, int(k))
-        yield vote(similarity, own[place]), True
+    fewest = min(len(x) if subset is None else len(subset) for subset in subsets)
+    if k > fewest:
+        raise UserError(f"{k:g} nearest neighbours are asked for among {fewest} images")
+    for similarity, place in nearest_of(x, x_test, int(k), subsets):
+        yield vote(similarity, labels[place]), True
 
 
 def nearest(x: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -46,9 +45,27 @@ def nearest(x: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
     A row of zeros is similar to nothing: 0.
     """
-    x = F.normalize(x, dim=1).T
-    found = [(F.normalize(chunk, dim=1) @ x).topk(k, 1) for chunk in queries.split(CHUNK)]
-    return torch.cat([part.values for part in found]), torch.cat([part.indices for part in found])
+    return nearest_of(x, queries, k, [None])[0]
+
+
+def nearest_of(x: Tensor, queries: Tensor, k: int, subsets: Sequence[Tensor | None]) -> list[tuple[Tensor, Tensor]]:
+    """`nearest` among the rows of each subset, None: all; places are those in x.
+
+    A similarity is computed once, however many subsets have its row: they are nearly all of the time where features are wide.
+    """
+    rows = [torch.arange(len(x), device=x.device) if subset is None else subset.to(x.device) for subset in subsets]
+    used = torch.cat(rows).unique()
+    columns = F.normalize(x if len(used) == len(x) else x[used], dim=1).T
+    places = [torch.searchsorted(used, each) for each in rows]
+    found: list[list] = [[] for _ in rows]
+    for chunk in queries.split(CHUNK):
+        similarity = F.normalize(chunk, dim=1) @ columns
+        for parts, place in zip(found, places, strict=True):
+            parts.append(similarity[:, place].topk(k, 1))
+    return [
+        (torch.cat([part.values for part in parts]), each[torch.cat([part.indices for part in parts])])
+        for parts, each in zip(found, rows, strict=True)
+    ]
 
 
 def vote(similarity: Tensor, labels: Tensor) -> Tensor:
