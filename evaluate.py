@@ -441,7 +441,7 @@ def check_options(chosen: argparse.Namespace) -> None:
         raise UserError("--unlabelled belongs to fine-tuning: give --probes finetune too")
     if chosen.pairs and "mine" not in chosen.measures:
         raise UserError("--pairs belongs to mine: give --measures mine too")
-    if chosen.layers and not (chosen.probes or chosen.features or {"ndm", "reconstruction"} & set(chosen.measures)):
+    if chosen.layers and chosen.measures == ["mine"] and not (chosen.probes or chosen.features):
         raise UserError("--layers belongs to probes, ndm, reconstruction and --features; mine has --pairs")
     if chosen.figures:
         require("matplotlib", "a figure")

@@ -45,9 +45,10 @@ def train(config: Config, data: Dataset, folder: Path, dry_run: bool = False) ->
     if dry_run:
         print(memory.line(model, data.shape, distributed.share(config.train.batch_size, "train.batch_size")))
         return
-    if first := distributed.rank() == 0:
-        prepare(config, folder)
+    first = distributed.rank() == 0
     with checkpoint.locked(folder) if first else nullcontext(), signals.noted() as asked:
+        if first:
+            prepare(config, folder)
         run = state_of(config, model, device)
         journal = Journal(run, config, data.facts, folder, device, steps, epoch_steps, warn)
         if run.step == steps:
@@ -152,7 +153,7 @@ def loop(
             if probes:
                 journal.keep_best(row)
         if saves:
-            journal.save()
+            journal.save(last=stop > 0)
         if stop and done < steps:
             raise signals.StopRequest(f"stopped at step {done:,} of {steps:,}, saved; the same command continues there", stop)
 

@@ -109,10 +109,13 @@ def load(folder: Path, warn: Callable[[str], None] | None = None) -> dict:
     """
     complaints = []
     for path in (folder / NEWEST, folder / BEFORE):
-        try:
-            state = opened(path.read_bytes())
-        except FileNotFoundError:
+        if not path.exists():
             continue
+        content = b"" if path.is_dir() else path.read_bytes()  # a disk that does not read is no damaged file
+        try:
+            state = opened(content)
+        except MemoryError:
+            raise
         except Exception as error:  # torch and zipfile raise many kinds for a damaged file
             complaints.append(f"{path} is damaged or no checkpoint: {' '.join(str(error).split())[:80]}")
             continue
@@ -129,14 +132,19 @@ def exists(folder: Path) -> bool:
     return (folder / NEWEST).exists() or (folder / BEFORE).exists()
 
 
-def set_aside_damaged(folder: Path) -> None:
-    """Rename the newest file where it is damaged, so that the next save does not put it in the place of the whole one."""
-    try:
-        opened((folder / NEWEST).read_bytes())
-    except FileNotFoundError:
-        return
-    except Exception:  # as in load
-        os.replace(folder / NEWEST, folder / "checkpoint.damaged.pt")
+def make_newest(folder: Path, step: int) -> None:
+    """Give the newest file's name to the state that `load` took, of a step: the one before where the newest is damaged, which
+    is set aside, or where a kill came between two renames."""
+    if (path := folder / NEWEST).exists():
+        content = b"" if path.is_dir() else path.read_bytes()
+        try:
+            if opened(content)["step"] == step:
+                return
+        except MemoryError:
+            raise
+        except Exception:  # as in load
+            os.replace(path, folder / "checkpoint.damaged.pt")
+    os.replace(folder / BEFORE, path)
 
 
 def keep(folder: Path, place: Path) -> None:
@@ -155,9 +163,15 @@ def save_json(path: Path, content: dict) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Inside, no other process may train in the folder; UserError where one does. However it ends, it is free."""
+    """Inside, no other process may train in the folder, which is made where it is missing; UserError where one does, or where
+    it cannot be made. However it ends, it is free."""
     path = folder / "lock"
-    with open(path, "a+") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+")  # noqa: SIM115, closed below
+    except OSError as error:
+        raise UserError(f"run.dir {folder} cannot be written: {error.strerror}") from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):  # unlinked by its owner

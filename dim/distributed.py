@@ -47,8 +47,8 @@ def joined(device: torch.device, seconds: float) -> Iterator[None]:
         yield
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(minutes=10))
     try:
+        dist.init_process_group(backend, timeout=timedelta(minutes=10))
         wait = timedelta(seconds=seconds)
         GROUPS["device"], GROUPS["host"] = dist.new_group(timeout=wait), dist.new_group(timeout=wait, backend="gloo")
         yield
@@ -59,7 +59,8 @@ def joined(device: torch.device, seconds: float) -> Iterator[None]:
         raise
     finally:
         GROUPS.clear()
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 class LostError(RuntimeError):

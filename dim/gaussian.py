@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dim import build, checkpoint, metrics, monitor
+from dim import build, checkpoint, metrics, monitor, signals
 from dim.config import Config
 from dim.estimators import infonce
 from dim.guard import DivergedError, Guard
@@ -64,44 +64,46 @@ def train(config: Config, folder: Path, dry_run: bool = False) -> None:
     )
     if dry_run:
         return
-    prepare(config, folder)
-    optimizer, schedule = build.optimizer(config, list(term.parameters())), build.schedule(config)
-    log, guard = metrics.JsonLines(folder / "metrics.jsonl"), Guard(torch.device("cpu"))
-    sums: dict[str, torch.Tensor] = {}
-    image, clock = torch.arange(anchors), time.perf_counter()
-    for step in tqdm(range(c.steps), disable=None, unit="step", dynamic_ncols=True):
-        x, z = pairs(anchors, pool, d, rho, config.seed, "pairs", step)
-        logs = (step + 1) % config.run.log_every == 0 or step + 1 == c.steps
-        at = Embedded(x, term.embed(x, z[:, :, None]), None)
-        losses = objective.losses(at, image, config.seed, step, keep_scores=logs)
-        for group in optimizer.param_groups:
-            group["lr"] = c.lr * schedule(step, c.steps)
-        optimizer.zero_grad()
-        losses.encoder.backward()
-        watched = {**losses.parts, "loss": losses.encoder, "gradient_norm": metrics.gradient_norm(optimizer)}
-        if c.clip:
-            torch.nn.utils.clip_grads_with_norm_(list(term.parameters()), c.clip, watched["gradient_norm"])
-        guard.watch(step, watched)
-        guard.withhold(optimizer)
-        optimizer.step()
-        objective.constrain()
-        watched["steps"] = torch.ones(())
-        sums = {name: value.detach() + sums.get(name, 0) for name, value in watched.items()}
-        if logs:
-            if verdict := guard.verdict():
-                raise DivergedError(f"{verdict}; {folder} has what was logged before")
-            log.write({"step": step + 1} | metrics.means(sums, [facts]) | monitor.log_row(losses.scores, [facts]))
-            sums = {}
-    found = held_out(config, term, pool, facts.log_ratio) | {"seconds": time.perf_counter() - clock}
-    so_far = metrics.last_and_best(log.rows(), c.steps, c.steps)
-    checkpoint.save_json(folder / "summary.json", so_far | {"held_out": found})
-    bound, sd, fresh = (
-        "not finite" if value is None else f"{value:.3f}" for value in (*found["bound"], found[f"infonce_{MANY}_nats"][0])
-    )
-    print(
-        f"{folder}: {c.steps} steps done. Held out: {bound} {facts.unit}, sd {sd} over {DRAWS} batches; the critic "
-        f"read out by infonce with {MANY:,} negatives {fresh} nats; the truth is {config.data.information:g} nats"
-    )
+    with checkpoint.locked(folder), signals.raised():
+        prepare(config, folder)
+        optimizer, schedule = build.optimizer(config, list(term.parameters())), build.schedule(config)
+        log, guard = metrics.JsonLines(folder / "metrics.jsonl"), Guard(torch.device("cpu"))
+        sums: dict[str, torch.Tensor] = {}
+        image, clock = torch.arange(anchors), time.perf_counter()
+        for step in tqdm(range(c.steps), disable=None, unit="step", dynamic_ncols=True):
+            x, z = pairs(anchors, pool, d, rho, config.seed, "pairs", step)
+            logs = (step + 1) % config.run.log_every == 0 or step + 1 == c.steps
+            at = Embedded(x, term.embed(x, z[:, :, None]), None)
+            losses = objective.losses(at, image, config.seed, step, keep_scores=logs)
+            for group in optimizer.param_groups:
+                group["lr"] = c.lr * schedule(step, c.steps)
+            optimizer.zero_grad()
+            losses.encoder.backward()
+            watched = {**losses.parts, "loss": losses.encoder, "gradient_norm": metrics.gradient_norm(optimizer)}
+            if c.clip:
+                torch.nn.utils.clip_grads_with_norm_(list(term.parameters()), c.clip, watched["gradient_norm"])
+            guard.watch(step, watched)
+            guard.withhold(optimizer)
+            optimizer.step()
+            objective.constrain()
+            watched["steps"] = torch.ones(())
+            sums = {name: value.detach() + sums.get(name, 0) for name, value in watched.items()}
+            if logs:
+                if verdict := guard.verdict():
+                    raise DivergedError(f"{verdict}; {folder} has what was logged before")
+                log.write({"step": step + 1} | metrics.means(sums, [facts]) | monitor.log_row(losses.scores, [facts]))
+                sums = {}
+        found = held_out(config, term, pool, facts.log_ratio) | {"seconds": time.perf_counter() - clock}
+        log.flush()
+        so_far = metrics.last_and_best(log.rows(), c.steps, c.steps)
+        checkpoint.save_json(folder / "summary.json", so_far | {"held_out": found})
+        bound, sd, fresh = (
+            "not finite" if value is None else f"{value:.3f}" for value in (*found["bound"], found[f"infonce_{MANY}_nats"][0])
+        )
+        print(
+            f"{folder}: {c.steps} steps done. Held out: {bound} {facts.unit}, sd {sd} over {DRAWS} batches; the critic "
+            f"read out by infonce with {MANY:,} negatives {fresh} nats; the truth is {config.data.information:g} nats"
+        )
 
 
 @torch.no_grad()

@@ -96,8 +96,8 @@ def axes_of(configs: Sequence[Config]) -> dict[str, list]:
 def run(words: dict[Path, list[str]], jobs: int) -> int:
     """Train runs, `jobs` of them side by side, each in a process of its own with a bar below the grid's.
 
-    What a run prints is in its folder too, so only bars and complaints are shown. An interrupt is passed on to the runs that
-    are under way, which save; a session of their own keeps the terminal from sending them a second one, which would not.
+    What a run prints is in its folder too, so only bars and complaints are shown. A signal is passed on as it came to the runs
+    that are under way, which save; in a session of their own they get no second Ctrl-C from the terminal, which would not.
     """
     threads = {} if jobs == 1 else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
     places, live = list(range(1, jobs + 1)), set()  # free lines for bars; processes under way
@@ -126,10 +126,12 @@ def run(words: dict[Path, list[str]], jobs: int) -> int:
                     failed[folder] = code
         except (KeyboardInterrupt, signals.StopRequest) as stop:
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in live:
-                process.send_signal(signal.SIGINT)
-            code = getattr(stop, "code", 130)
-            raise signals.StopRequest("stopped, the runs under way saved; the same command continues there", code) from None
+            under_way, code = list(live), getattr(stop, "code", 130)
+            for process in under_way:
+                process.send_signal(signal.SIGINT if code == 130 else signal.SIGTERM)  # a second SIGTERM does no harm
+            lost = [code for code in (process.wait() for process in under_way) if code not in (0, *signals.CODES.values())]
+            what = f"{len(lost)} of the runs under way ended with exit code {lost[0]}" if lost else "the runs under way saved"
+            raise signals.StopRequest(f"stopped, {what}; the same command continues there", code) from None
     for folder, code in failed.items():
         print(f"failed     {folder}, exit code {code}; alone: python train.py {shlex.join(words[folder])}", file=sys.stderr)
     print(f"{len(words) - len(failed)} of {len(words)} runs done" + f", {len(failed)} failed" * bool(failed))

@@ -48,7 +48,7 @@ class Journal:
         if not self.writes:
             return
         if state is not None:
-            checkpoint.set_aside_damaged(folder)
+            checkpoint.make_newest(folder, run.step)
         self.log = metrics.JsonLines(folder / "metrics.jsonl", run.log_length)
         self.tracker = tracking.start(config, folder, run.tracking_id, warn)
         run.tracking_id = self.tracker.id
@@ -64,32 +64,38 @@ class Journal:
             self.log.write(row)
             self.tracker.log(row)
 
-    def save(self) -> None:
-        """The state as it is now; a warning where the disk does not take it, OSError the third time in a row or at the end."""
+    def save(self, last: bool = False) -> None:
+        """The state as it is now; a warning where the disk does not take it, OSError the third time in a row or where it is
+        the last chance."""
         if not self.writes:
             return
         if not self.run.finite():
             raise DivergedError(f"step {self.run.step - 1}: the update made weights that are not finite; {self.kept()}")
+        left_out = "not saved"
         try:
             self.run.log_length = self.log.flush()
             about = {"steps": self.steps, "data": self.facts, "config": settings(self.config)}
             about |= {"versions": circumstances(self.device, self.config)}
             checkpoint.save(self.folder, self.run.state_dict() | about)
+            left_out = "saved, but not what goes with it"
             self.beside()
             self.refused = 0
         except OSError as error:
             self.refused += 1
-            if self.refused == PATIENCE or self.run.step in (0, self.steps):
+            if self.refused == PATIENCE or last or self.run.step in (0, self.steps):
                 raise
-            self.warn(f"step {self.run.step}: {one_line(str(error))}; not saved, the run goes on")
+            self.warn(f"step {self.run.step}: {one_line(str(error))}; {left_out}, the run goes on")
 
     def beside(self) -> None:
-        """What goes with a checkpoint: the summary, and a copy where one is due."""
-        so_far = metrics.last_and_best(self.log.rows(), self.run.step, self.steps)
+        """What goes with a checkpoint: the summary, and copies where they are due."""
+        rows = list(self.log.rows())
+        so_far = metrics.last_and_best(rows, self.run.step, self.steps)
         checkpoint.save_json(self.folder / "summary.json", so_far)
         self.tracker.summarise(so_far)
         if self.keeps():
             checkpoint.keep(self.folder, self.folder / f"epoch-{self.run.step // self.epoch_steps}")
+        if rows and rows[-1]["step"] == self.run.step and rows[-1].get(PROBE) == metrics.rounded(self.run.best):
+            checkpoint.keep(self.folder, self.folder / "best")
 
     def keeps(self) -> bool:
         """Whether a copy of the state after this step is to stay."""
@@ -101,8 +107,6 @@ class Journal:
         if row[PROBE] > self.run.best:
             self.run.best = row[PROBE]
             self.save()
-            if self.writes and not self.refused:
-                checkpoint.keep(self.folder, self.folder / "best")
 
     def room(self) -> None:
         """OSError where the disk has not room for what the run will hold at once: this state, the one before, the next one."""

@@ -31,8 +31,8 @@ class JsonLines:
 
     def write(self, row: dict) -> None:
         """One row; floats keep six significant digits."""
-        rounded = {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in row.items()}
-        self.waiting += json.dumps(rounded, allow_nan=False).encode() + b"\n"
+        short = {key: rounded(value) if isinstance(value, float) else value for key, value in row.items()}
+        self.waiting += json.dumps(short, allow_nan=False).encode() + b"\n"
         with suppress(OSError):  # flush tells of it, before a save counts on it
             self.flush()
 
@@ -51,6 +51,11 @@ class JsonLines:
     def rows(self) -> list[dict]:
         """All rows so far, those of earlier processes too."""
         return [json.loads(line) for line in self.path.read_bytes().splitlines()]
+
+
+def rounded(value: float) -> float:
+    """A number as the log has it, with six significant digits."""
+    return float(f"{value:.6g}")
 
 
 def last_and_best(rows: list[dict], step: int, steps: int) -> dict:

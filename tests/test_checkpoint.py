@@ -51,7 +51,7 @@ def test_a_damaged_newest_gives_way_to_the_one_before_with_one_line(tmp_path):
     assert checkpoint.load(tmp_path, lines.append)["step"] == 0
     (line,) = lines
     assert "checkpoint.pt is damaged or no checkpoint: its checksum differs; checkpoint.before.pt is whole, of step 0" in line
-    checkpoint.set_aside_damaged(tmp_path)
+    checkpoint.make_newest(tmp_path, 0)
     checkpoint.save(tmp_path, of_step(5))  # the whole one is not pushed out by the damaged one
     checkpoint.save(tmp_path, of_step(6))
     assert checkpoint.load(tmp_path, lines.append)["step"] == 6
@@ -61,8 +61,28 @@ def test_a_damaged_newest_gives_way_to_the_one_before_with_one_line(tmp_path):
 
 def test_a_whole_newest_is_not_set_aside(tmp_path):
     checkpoint.save(tmp_path, of_step(0))
-    checkpoint.set_aside_damaged(tmp_path)
+    checkpoint.make_newest(tmp_path, 0)
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+@pytest.mark.parametrize("error", [MemoryError, OSError(5, "Input/output error")])
+def test_what_the_machine_could_not_read_is_not_called_damaged(tmp_path, monkeypatch, error):
+    for step in range(2):
+        checkpoint.save(tmp_path, of_step(step))
+
+    def failing(*words):
+        raise error
+
+    with monkeypatch.context() as context:
+        if error is MemoryError:
+            context.setattr(checkpoint, "opened", failing)
+        else:
+            context.setattr(Path, "read_bytes", failing)
+        with pytest.raises(type(error) if isinstance(error, OSError) else error):
+            checkpoint.load(tmp_path)
+        with pytest.raises(type(error) if isinstance(error, OSError) else error):
+            checkpoint.make_newest(tmp_path, 1)
+    assert checkpoint.load(tmp_path)["step"] == 1
 
 
 def test_where_nothing_is_whole_one_line_says_so(tmp_path):

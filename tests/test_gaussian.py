@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +13,11 @@ from scipy.stats import multivariate_normal, norm
 
 import evaluate
 import train
-from dim import gaussian
+from dim import checkpoint, gaussian
 from dim.estimators import infonce, nwj
 from dim.gaussian import correlation, log_ratio, pairs
+from dim.guard import Guard
+from dim.reading import open_axes
 
 CONFIG = ROOT / "configs" / "negatives_gaussian.yaml"
 
@@ -208,3 +213,29 @@ def test_what_gaussians_do_not_have_is_refused(tmp_path, capsys, words, said):
     assert train.main(["--config", str(CONFIG), *given, *words, *extra]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_belongs_to_one_run_and_a_signal_ends_it(tmp_path, monkeypatch, capsys):
+    words = [
+        "--config",
+        str(ROOT / "configs" / "negatives_gaussian.yaml"),
+        "--run.dir",
+        str(tmp_path / "r"),
+        "--train.steps",
+        "3",
+    ]
+    words += [f"--{key}={values[0]}" for key, values in open_axes(words, Path()).items()]
+    with checkpoint.locked(tmp_path / "r"):
+        assert train.main(words) == 2
+    assert "is being trained by process" in capsys.readouterr().err
+    watch = Guard.watch
+
+    def signalling(self, step, values):
+        watch(self, step, values)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Guard, "watch", signalling)
+    assert train.main(words) == 143
+    monkeypatch.undo()
+    assert train.main(words) == 0
+    assert not (tmp_path / "r" / "lock").exists()

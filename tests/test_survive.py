@@ -225,6 +225,71 @@ def test_a_disk_that_stays_full_ends_the_run_with_exit_code_4(tmp_path, monkeypa
         assert checkpoint.load(tmp_path / "r")["step"] == step
 
 
+def test_a_stop_that_cannot_be_saved_says_so(tmp_path, monkeypatch, capsys):
+    watch = Guard.watch
+
+    def signalling(self, step, values):
+        watch(self, step, values)
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Guard, "watch", signalling)
+    monkeypatch.setattr(checkpoint, "save", FullDisk({3}))  # after those of steps 0 and 4
+    assert run(tmp_path / "r") == 4
+    err = capsys.readouterr().err
+    assert "saved" not in err
+    assert err.splitlines()[-1].startswith("error: the machine: [Errno 28] No space left on device")
+    assert checkpoint.load(tmp_path / "r")["step"] == 4
+
+
+PROBED = ["--train.epochs", "2", "--train.batch_size", "419", "--run.probe_every", "1", "--run.log_every", "1"]
+KEPT = [*PROBED, "--run.keep_every", "1"]
+
+
+@pytest.mark.parametrize("lost", ["damaged", "missing"])
+def test_a_run_whose_newest_state_is_lost_at_an_epochs_end_continues(tmp_path, capsys, lost):
+    """The state before takes its place, in the copies too."""
+    assert train.main(tiny(tmp_path / "whole", *KEPT)) == 0
+    words = [*KEPT, "--run.save_every", "1"]
+    assert train.main(tiny(tmp_path / "r", *words)) == 0
+    before = checkpoint.load(tmp_path / "r" / "epoch-1")
+    shutil.rmtree(tmp_path / "r" / "epoch-1")
+    (tmp_path / "r" / checkpoint.BEFORE).write_bytes(checkpoint.sealed(before))
+    newest = tmp_path / "r" / checkpoint.NEWEST
+    newest.write_bytes(b"rot") if lost == "damaged" else newest.unlink()
+    capsys.readouterr()
+    assert train.main(tiny(tmp_path / "r", *words)) == 0
+    assert ("is damaged" in capsys.readouterr().err) == (lost == "damaged")
+    assert same(checkpoint.load(tmp_path / "whole"), checkpoint.load(tmp_path / "r"))
+    assert checkpoint.load(tmp_path / "r" / "epoch-1")["step"] == 3
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError(errno.ENOSPC, "No space left on device")])
+def test_a_copy_of_the_best_that_failed_is_made_good_or_said(tmp_path, monkeypatch, capsys, stop):
+    keep, copies = checkpoint.keep, []
+
+    def failing(folder, place):
+        copies.append(place.name)
+        if len(copies) == 1:
+            raise stop
+        keep(folder, place)
+
+    monkeypatch.setattr(checkpoint, "keep", failing)
+    if stop is KeyboardInterrupt:
+        assert train.main(tiny(tmp_path / "r", *PROBED)) == 130
+        assert train.main(tiny(tmp_path / "r", *PROBED, "--dry-run")) == 0
+        monkeypatch.setattr(Guard, "watch", lambda *words: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert train.main(tiny(tmp_path / "r", *PROBED)) == 130  # before its next step
+        assert checkpoint.load(tmp_path / "r" / "best")["step"] == checkpoint.load(tmp_path / "r")["step"] == 3
+        monkeypatch.undo()
+    assert train.main(tiny(tmp_path / "r", *PROBED)) == 0
+    if stop is not KeyboardInterrupt:
+        said = "warning: step 3: [Errno 28] No space left on device; saved, but not what goes with it, the run goes on"
+        assert said in capsys.readouterr().err
+    assert set(copies) == {"best"}
+    assert checkpoint.load(tmp_path / "r")["step"] == 6
+
+
 def test_a_line_of_the_log_waits_for_room(tmp_path, monkeypatch):
     assert run(tmp_path / "whole") == 0
     fsync, calls = os.fsync, []
