@@ -193,10 +193,10 @@ def warn(message: str) -> None:
 
 def main(argv: list[str]) -> int:
     who = "error"
-    if distributed.asked_for() > 1:
-        who = f"error: process {(place := int(os.environ['RANK']))} of {distributed.asked_for()}"
-        sys.stdout = sys.stdout if place == 0 else open(os.devnull, "w")  # noqa: SIM115, the process ends with it
     try:
+        if distributed.asked_for() > 1:
+            who = f"error: process {(place := distributed.place())} of {distributed.asked_for()}"
+            sys.stdout = sys.stdout if place == 0 else open(os.devnull, "w")  # noqa: SIM115, the process ends with it
         machine.tune_process()
         flags, default = (
             {"dry-run": "print shapes, sizes, negatives and the memory it would take, then stop"},

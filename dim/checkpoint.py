@@ -5,6 +5,7 @@ torch.load accepts most flipped bits without a word. The newest state of a run i
 checkpoint.before.pt.
 """
 
+import errno
 import fcntl
 import hashlib
 import io
@@ -162,15 +163,24 @@ def save_json(path: Path, content: dict) -> None:
 
 
 @contextmanager
+def to_be_written(what: str) -> Iterator[None]:
+    """Inside, a path that cannot be written is a mistake of the user, UserError; a full or failing disk stays an OSError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+        raise UserError(f"{what} cannot be written: {error.strerror}") from None
+
+
+@contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Inside, no other process may train in the folder, which is made where it is missing; UserError where one does, or where
     it cannot be made. However it ends, it is free."""
     path = folder / "lock"
-    try:
+    with to_be_written(f"run.dir {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         file = open(path, "a+")  # noqa: SIM115, closed below
-    except OSError as error:
-        raise UserError(f"run.dir {folder} cannot be written: {error.strerror}") from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

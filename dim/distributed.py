@@ -39,6 +39,13 @@ def asked_for() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def place() -> int:
+    """This process's number among those that torchrun has started; UserError where it did not."""
+    if not (number := os.environ.get("RANK", "")).isdigit():
+        raise UserError(f"WORLD_SIZE is {asked_for()} but RANK is {number!r}: start several processes with torchrun")
+    return int(number)
+
+
 @contextmanager
 def joined(device: torch.device, seconds: float) -> Iterator[None]:
     """Inside, the processes that torchrun started know each other. seconds: how long one waits for the others in a step before

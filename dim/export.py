@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dim import __version__, build
-from dim.checkpoint import replacing
+from dim.checkpoint import replacing, to_be_written
 from dim.config import Config, UserError, built, check, flat, require
 from dim.data import Dataset, Images
 from dim.encoders import Encoding
@@ -164,8 +164,5 @@ def save_features(path: Path, parts: dict[str, Images], encoder: nn.Module, data
 @contextmanager
 def writing(path: Path) -> Iterator[BinaryIO]:
     """`checkpoint.replacing`, with a user's mistake told as one."""
-    try:
-        with replacing(path) as file:
-            yield file
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+    with to_be_written(str(path)), replacing(path) as file:
+        yield file

@@ -49,8 +49,14 @@ class JsonLines:
         return self.length
 
     def rows(self) -> list[dict]:
-        """All rows so far, those of earlier processes too."""
-        return [json.loads(line) for line in self.path.read_bytes().splitlines()]
+        """All rows so far, those of earlier processes too. UserError where a line is damaged."""
+        found = []
+        for number, line in enumerate(self.path.read_bytes().splitlines(), 1):
+            try:
+                found.append(json.loads(line))
+            except (ValueError, RecursionError):
+                raise UserError(f"{self.path}, line {number}, is damaged: put it back, or train in another folder") from None
+        return found
 
 
 def rounded(value: float) -> float:

@@ -12,7 +12,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from dim.checkpoint import replacing
+from dim.checkpoint import replacing, to_be_written
 from dim.config import Config, UserError, built, check, flat, leaves, needed_for
 
 ELSEWHERE = (
@@ -305,12 +305,10 @@ def check_folder(config: Config, folder: Path) -> None:
 def prepare(config: Config, folder: Path) -> None:
     """Make the run folder with its resolved configuration; UserError where it holds another run."""
     check_folder(config, folder)
-    try:
+    with to_be_written(f"run.dir {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / "config.yaml") as file:
             file.write(dump(config).encode())
-    except OSError as error:
-        raise UserError(f"run.dir {folder} cannot be written: {error.strerror}") from None
 
 
 def differences(old: Config, new: Config) -> list[str]:

@@ -280,3 +280,12 @@ def test_the_lock_names_its_holder_and_is_free_again(tmp_path):
         pass
     with checkpoint.locked(tmp_path):
         pass
+
+
+@pytest.mark.parametrize(("number", "error"), [(errno.ENOSPC, OSError), (errno.EIO, OSError), (errno.EACCES, UserError)])
+def test_a_full_disk_is_no_mistake_of_the_user(number, error):
+    with pytest.raises(error) as raised, checkpoint.to_be_written("here"):
+        raise OSError(number, "no")
+    assert isinstance(raised.value, UserError) == (error is UserError)
+    if error is UserError:
+        assert str(raised.value) == "here cannot be written: no"

@@ -366,3 +366,10 @@ def test_without_a_group_every_function_gives_back_what_it_got():
         assert found is rows or torch.equal(found, rows > 0)
     assert distributed.highest(7) == 7
     assert torch.equal(distributed.logmeanexp(rows), rows.flatten().logsumexp(0) - torch.tensor(18.0).log())
+
+
+def test_a_number_of_processes_without_torchrun_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    assert run(tmp_path / "r") == 2
+    assert capsys.readouterr().err == "error: WORLD_SIZE is 2 but RANK is '': start several processes with torchrun\n"

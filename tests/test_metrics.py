@@ -212,3 +212,11 @@ def test_a_log_shorter_than_the_checkpoint_says_is_refused(tmp_path):
     JsonLines(path).write({"step": 1})
     with pytest.raises(UserError, match="is shorter than the checkpoint beside it says"):
         JsonLines(path, 1000)
+
+
+@pytest.mark.parametrize("line", [b'{"step": 1, "loss" 2}', b"\xff\xfe", b"[" * 100_000])
+def test_a_damaged_line_is_named(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 0}\n' + line + b"\n")
+    with pytest.raises(UserError, match=r"metrics.jsonl, line 2, is damaged: put it back, or train in another folder"):
+        JsonLines(path, path.stat().st_size).rows()
