@@ -1,10 +1,13 @@
-"""Test the tests: plant each fault in a copy of the project and see which tests turn red.
+"""Test the tests: plant each fault in a copy of the project and see which test turns red.
 
 python tests/plant_faults.py [WORDS ..]     prints a Markdown table; exit code 1 if a fault goes unnoticed
 
-WORDS: only faults whose description or file has one of them, as in "evals/mine" or "own pairs".
+WORDS: only faults whose description or file has one of them, as in "evals/mine" or "own pairs". Each fault is a line of
+results/faults.jsonl as soon as it was tried; one is not tried again while its file and its tests are the same.
 """
 
+import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -15,6 +18,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
+RECORD = ROOT / "results" / "faults.jsonl"
 
 
 class Fault(NamedTuple):
@@ -221,23 +225,36 @@ def main(words: list[str]) -> int:
     if not chosen:
         print(f"error: no fault has {', '.join(words)} in its description or file", file=sys.stderr)
         return 2
-    print("| fault | file | tests that turned red | first |\n|---|---|---|---|")
-    unnoticed = 0
+    known = {line["fault"]: line for line in map(json.loads, RECORD.read_text().splitlines())} if RECORD.exists() else {}
+    rows = []
     for fault in tqdm(chosen, disable=None, unit="fault"):
-        red = planted(fault)
-        unnoticed += not red
-        tqdm.write(
-            f"| {fault.what} | `{shown(fault)}` | {len(red) or '**none**'} | {f'`{red[0]}`' if red else ''} |", file=sys.stdout
-        )
+        row = known.get(fault.what)
+        if row is None or row["of"] != of(fault):
+            row = {"fault": fault.what, "file": shown(fault), "red": planted(fault), "of": of(fault)}
+            with open(RECORD, "a") as file:
+                file.write(json.dumps(row) + "\n")
+        rows.append(row)
+    print("| fault | file | the first test that turned red |\n|---|---|---|")
+    for row in rows:
+        red = f"`{row['red']}`" if row["red"] else "**none**"
+        print(f"| {row['fault']} | `{row['file']}` | {red} |")
+    unnoticed = sum(row["red"] is None for row in rows)
+    print(f"\n{len(rows) - unnoticed} of {len(rows)} faults were noticed.")
     return int(unnoticed > 0)
+
+
+def of(fault: Fault) -> str:
+    """Digest of all that a fault's row depends on, other modules apart."""
+    parts = [(ROOT / "dim" / f"{fault.file}.py").read_text(), (ROOT / "tests" / f"test_{fault.tests}.py").read_text()]
+    return hashlib.sha256("\0".join([*fault, *parts]).encode()).hexdigest()[:12]
 
 
 def shown(fault: Fault) -> str:
     return f"dim/{fault.file}.py".replace("dim/../", "")
 
 
-def planted(fault: Fault) -> list[str]:
-    """The tests that fail with the fault in place."""
+def planted(fault: Fault) -> str | None:
+    """The first test that fails with the fault in place."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "dim"
         ignored = shutil.ignore_patterns(".*", "runs", "data", "results", "__pycache__")
@@ -247,13 +264,10 @@ def planted(fault: Fault) -> list[str]:
         if fault.right not in text:
             raise ValueError(f"{fault.what}: {fault.file}.py no longer holds {fault.right!r}")
         path.write_text(text.replace(fault.right, fault.wrong))
-        words = ["-m", "pytest", f"tests/test_{fault.tests}.py", "--tb=no", "-rfE", "-p", "no:cacheprovider"]
+        words = ["-m", "pytest", f"tests/test_{fault.tests}.py", "-x", "--tb=no", "-rfE", "-p", "no:cacheprovider"]
         done = subprocess.run([sys.executable, *words], cwd=copy, capture_output=True, text=True)
-    return [
-        line.split("::")[1].split(" - ")[0]
-        for line in done.stdout.splitlines()
-        if line.startswith(("FAILED", "ERROR")) and "::" in line
-    ]
+    red = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR")) and "::" in line]
+    return red[0].split("::")[1].split(" - ")[0] if red else None
 
 
 if __name__ == "__main__":
