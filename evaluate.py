@@ -90,7 +90,7 @@ def measure(
             f"the same net trained from its first weights with all labels: a linear head on {how.layer}, cross-entropy, "
             f"{how.steps:,} steps of {how.batch} images, views {config.views.kind}, Adam at {how.lr:g}; probed as the others"
         )
-    rows = {part.title: report.section(found, part.title, part.heading) for part in parts}
+    rows = {part.title: report.section(found, part.title, part.heading, part.columns) for part in parts}
     places = {
         (part.title, row.name + on): (json.dumps(part.heading), row.name, *report.dependence(row.kind, found["run"]))
         for part in parts
@@ -98,8 +98,13 @@ def measure(
     }
     for (title, name), key in places.items():
         if key in known:
-            rows[title].setdefault(name, known[key])
-    missing = [(part.title, row) for part in parts for row in part.rows if row.name + on not in rows[part.title]]
+            rows[title][name] = known[key] | rows[title].get(name, {})
+    missing = [
+        (part.title, row)
+        for part in parts
+        for row in part.rows
+        if row.name + on not in rows[part.title] or part.columns.keys() - rows[part.title][row.name + on].keys()
+    ]
     with tqdm(disable=None, total=len(missing), unit="row", leave=False, dynamic_ncols=True) as bar:
         for kind in KINDS:
             todo = [(title, row) for title, row in missing if row.kind == kind]
@@ -110,14 +115,17 @@ def measure(
             seen = features_of(kind, config, data, encoder, layers, found["run"]["steps"])
             for title, row in sorted(todo, key=lambda item: item[1].layers):  # by layer: each is prepared once
                 bar.set_description_str(f"{title}: {row.name}")
-                rows[title][row.name + on] = row.act(seen)
+                there = rows[title].get(row.name + on, {})
+                rows[title][row.name + on] = there | row.act(seen, there)
                 report.save(path, found)
                 bar.update()
             decoded = seen.decoded if kind == "trained" else decoded
     for part in parts:
         names = [row.name + on for row in part.rows]
         found[part.title]["rows"] = {name: rows[part.title][name] for name in dict.fromkeys([*names, *rows[part.title]])}
-        known |= {places[part.title, name]: rows[part.title][name] for name in names}
+        for name in names:  # of the columns asked for: others that a report has may be of another protocol in the next one
+            row = rows[part.title][name]
+            known[places[part.title, name]] = {column: row[column] for column in part.columns} if part.columns else row
     report.save(path, found)
     for part in parts if not chosen.quiet else []:
         print(report.table(found[part.title]), report.headline(found[part.title]) if part.title == "linear" else "", sep="\n")
@@ -155,7 +163,7 @@ def draw_grid(place: Path, configs: dict[Path, Config], reports: dict[str, dict]
     """The runs of a grid as one table and one picture, in its folder."""
     axes = grid.axes_of(list(configs.values()))
     points = [negatives.point(run, config, list(axes), reports.get(str(run))) for run, config in configs.items()]
-    protocol = next((content["linear"]["protocol"] for content in reports.values()), "")
+    protocol = next((report.protocol(content["linear"]) for content in reports.values()), "")
     axis = negatives.axis_of(axes)
     print(negatives.markdown(negatives.table(points, axis), axis))
     for path in negatives.draw(place / "negatives.png", points, axes, next(iter(configs.values())), protocol):

@@ -27,6 +27,7 @@ from dim import grid  # noqa: E402
 from dim.checkpoint import save_json  # noqa: E402
 from dim.figures import negatives  # noqa: E402
 from dim.reading import read, settings_of  # noqa: E402
+from dim.report import protocol  # noqa: E402
 
 
 def main() -> int:
@@ -67,7 +68,7 @@ def save_point(saved: Path, folder: Path, path: Path, point: dict, data: Path, k
     if config.data.name != "gaussian":
         report = evaluate.evaluate(folder, evaluate.options([str(folder), "--once", "--layers", "fc", "y"])[0], config, known)
         rows = report["linear"]["rows"]
-        more = {"protocol": report["linear"]["protocol"], "rows": {name: row["all"] for name, row in rows.items()}}
+        more = {"protocol": protocol(report["linear"]), "rows": {name: row["all"] for name, row in rows.items()}}
     found = negatives.point(folder, config, list(point), report)
     summary = json.loads((folder / "summary.json").read_text())
     more |= {

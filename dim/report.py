@@ -10,6 +10,7 @@ import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from torch import Tensor
 
@@ -37,20 +38,24 @@ def opened(path: Path, run: dict, force: bool = False) -> dict:
         content = json.loads(path.read_bytes())
         same = all(content["run"][key] == run[key] for key in OF)
         for part in (part for name, part in content.items() if name != "run"):
-            part["protocol"], part["rows"].items()
+            part["protocol"], part["rows"].items(), part.get("columns", {}).items()
         numbers(content), comparison({"": content}), markdown(content, "")  # all that is done with it later
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         same = False
     return content | {"run": content["run"] | run} if same and not force else {"run": run}
 
 
-def section(content: dict, name: str, heading: dict) -> dict:
-    """The rows of a section; those of another protocol, number of labels and so on are dropped."""
+def section(content: dict, name: str, heading: dict, columns: Mapping[str, str] = MappingProxyType({})) -> dict:
+    """The rows of a section, to be filled. Those of another heading are dropped, and of the others the cells of a column that
+    now means something else; columns, of a table of accuracies: what each one means, beside those that are there already."""
     found = content.get(name, {})
-    if {key: value for key, value in found.items() if key != "rows"} != heading:
-        found = {**heading, "rows": {}}
-    content[name] = found
-    return found["rows"]
+    if {key: value for key, value in found.items() if key not in ("rows", "columns")} != heading:
+        found = {"rows": {}}
+    before = found.get("columns", {})
+    gone = {column for column, words in columns.items() if before.get(column, words) != words}
+    rows = {row: {key: value for key, value in cells.items() if key not in gone} for row, cells in found["rows"].items()}
+    content[name] = {**heading, **({"columns": before | columns} if columns else {}), "rows": rows}
+    return rows
 
 
 def save(path: Path, content: dict) -> None:
@@ -65,32 +70,36 @@ def save(path: Path, content: dict) -> None:
 
 def sections(content: dict) -> dict[str, dict]:
     """The sections that are tables of accuracies."""
-    return {name: part for name, part in content.items() if isinstance(part, dict) and "labels" in part}
+    return {name: part for name, part in content.items() if isinstance(part, dict) and "columns" in part}
 
 
 def cells_of(part: dict) -> tuple[list[str], dict[str, list[str]]]:
     """Titles of the columns, and for each row its accuracies in per cent as text; a star: not converged."""
-    titles = [TITLES.get(column, f"{column} a class") for column in part["labels"]]
-    rows = {}
-    for name, row in part["rows"].items():
-        rows[name] = [shown(row[column]) for column in part["labels"]]
-    return titles, rows
+    titles = [TITLES.get(column, f"{column} a class") for column in part["columns"]]
+    return titles, {name: [shown(row.get(column)) for column in part["columns"]] for name, row in part["rows"].items()}
 
 
-def shown(cell: dict) -> str:
-    """63.2 +- 0.4, in per cent."""
+def shown(cell: dict | None) -> str:
+    """63.2 +- 0.4, in per cent; "" for none, where a row was not asked for with all columns."""
+    if cell is None:
+        return ""
     spread = "" if cell["sd"] is None else f" +- {100 * cell['sd']:.1f}"
     return f"{100 * cell['accuracy']:.1f}{spread}" + ("" if cell["converged"] else "*")
 
 
+def protocol(part: dict) -> str:
+    """How the numbers of a section were measured, that of its columns included."""
+    return "; ".join([part["protocol"], *dict.fromkeys(words for words in part.get("columns", {}).values() if words)])
+
+
 def table(part: dict) -> str:
     """A section as text, a row for each kind of features: accuracies in per cent, or a measure's numbers."""
-    if "labels" not in part:
+    if "columns" not in part:
         return listing(part)
     titles, rows = cells_of(part)
     width = max(22, *(len(name) + 2 for name in rows))
     title = f"test accuracy in %, chance {100 * part['chance']:g}"
-    lines = [*textwrap.wrap(f"{title}; {part['protocol']}", 96), "", " " * width + "".join(f"{title:>14}" for title in titles)]
+    lines = [*textwrap.wrap(f"{title}; {protocol(part)}", 96), "", " " * width + "".join(f"{title:>14}" for title in titles)]
     lines += [f"{name:<{width}}" + "".join(f"{cell:>14}" for cell in cells) for name, cells in rows.items()]
     if any("*" in cell for cells in rows.values() for cell in cells):
         lines.append(STAR)
@@ -130,8 +139,8 @@ def values_of(part: dict) -> tuple[list[str], dict[str, list[str]]]:
 
 def headline(part: dict) -> str:
     """Trained fc against the best random layer and the best raw row, in one column, whoever wins; "" where one is missing."""
-    column = "10" if "10" in part["labels"] else "all"
-    score = {name: row[column]["accuracy"] for name, row in part["rows"].items()}
+    column = "10" if "10" in part["columns"] else "all"
+    score = {name: row[column]["accuracy"] for name, row in part["rows"].items() if column in row}
     kinds = {kind: [name for name in score if name.startswith(kind)] for kind in ("trained fc", "random", "raw")}
     if not all(kinds.values()):
         return ""
@@ -145,7 +154,7 @@ def headline(part: dict) -> str:
 
 def seconds(part: dict) -> float:
     """What a section took, for the rows that it has."""
-    cells = (cell for row in part["rows"].values() for cell in (row.values() if "labels" in part else [row]))
+    cells = (cell for row in part["rows"].values() for cell in (row.values() if "columns" in part else [row]))
     return sum(cell.get("seconds", 0.0) for cell in cells)
 
 
@@ -156,7 +165,7 @@ def markdown(content: dict, name: str) -> str:
     lines += [f"- {key.replace('_', ' ')}: {value}" for key, value in run.items() if not isinstance(value, dict)]
     for title, part in sections(content).items():
         titles, rows = cells_of(part)
-        lines += ["", f"## {title}", "", f"Test accuracy in %, chance {100 * part['chance']:g}; {part['protocol']}.", ""]
+        lines += ["", f"## {title}", "", f"Test accuracy in %, chance {100 * part['chance']:g}; {protocol(part)}.", ""]
         lines += grid(["", *titles], [[row, *cells] for row, cells in rows.items()])
         lines += ["", f"{seconds(part):.0f} s."]
     for title, part in measured(content).items():
@@ -189,7 +198,7 @@ def numbers(content: dict) -> dict[str, float]:
 
 def measured(content: dict) -> dict[str, dict]:
     """The sections that are no accuracies of probes."""
-    return {name: part for name, part in content.items() if isinstance(part, dict) and "rows" in part and "labels" not in part}
+    return {name: part for name, part in content.items() if isinstance(part, dict) and "rows" in part and "columns" not in part}
 
 
 def plain(value: object) -> bool:
@@ -297,7 +306,7 @@ def comparison(reports: Mapping[str, dict]) -> dict:
             "of": of,
             "percent": title not in MEASURES,
             "chance": chances.pop() if len(chances) == 1 else None,
-            "protocols": list(dict.fromkeys(part["protocol"] for part in parts)),
+            "protocols": list(dict.fromkeys(map(protocol, parts))),
             "rows": {
                 name: {layer: spread(list(by_seed.values())) for layer, by_seed in layers.items()}
                 for name, layers in gathered.items()
@@ -317,7 +326,7 @@ def tables_of(content: dict) -> list[tuple[str, str]]:
     accuracies = [
         (title, column)
         for title, part in sections(content).items()
-        for column in (["all"] if "all" in part["labels"] else part["labels"])
+        for column in (["all"] if "all" in part["columns"] else part["columns"])
     ]
     return accuracies + [(title, MEASURES[title][0]) for title in measured(content) if title in MEASURES]
 

@@ -128,7 +128,39 @@ def test_once_leaves_out_the_column_of_resamples():
     for words, columns in (([], ["all", "resamples"]), (["--once"], ["all"])):
         chosen, _ = evaluate.options(["run", *words])
         (part,) = evaluate.asked_for(chosen, Config(), made_data())
-        assert part.heading["labels"] == columns
+        assert list(part.columns) == columns
+
+
+def test_another_number_of_labels_measures_its_column_alone(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(protocol.COLUMNS, "digits", protocol.Columns(draws=2, knobs={"k": 5}))
+    folder, asked, before = tmp_path / "r", [], protocol.probe
+    shutil.copytree(trained, folder)
+    (folder / "report.json").unlink(missing_ok=True)
+
+    def counted(*args, known, **more):
+        found = before(*args, known=known, **more)
+        asked.extend(found)
+        return found
+
+    monkeypatch.setattr(protocol, "probe", counted)
+    words = [str(folder), "--probes", "knn", "--layers", "y"]
+    assert evaluate.main([*words, "--once"]) == 0
+    assert asked == ["all"] * 3
+    first = read_report(folder)["knn"]
+    for more, columns in ((["--labels-per-class", "10"], ["resamples", "10"]), (["--once", "--labels-per-class", "5"], ["5"])):
+        asked.clear()
+        assert evaluate.main([*words, *more]) == 0
+        assert asked == columns * 3
+    asked.clear()
+    assert evaluate.main([*words, "--labels-per-class", "5", "10"]) == 0
+    assert not asked
+    found = read_report(folder)["knn"]
+    for name, row in first["rows"].items():
+        assert list(found["rows"][name]) == list(found["columns"]) == ["all", "resamples", "10", "5"]
+        assert found["rows"][name]["all"] == row["all"]
+    out = capsys.readouterr().out
+    assert "resamples    10 a class     5 a class" in out
+    assert "each on 80% of each class, k as for all; columns with few labels: mean and" in out.replace("\n", " ")
 
 
 def test_the_averaged_weights_are_probed_where_they_are_asked_for(tmp_path, monkeypatch, capsys):

@@ -171,7 +171,7 @@ def test_a_grid_on_images_from_its_folder_to_its_picture(tmp_path, capsys):
     assert [(row["line"], row[K]) for row in content["rows"]] == [("jsd", 2), ("jsd", 20), ("infonce", 2), ("infonce", 20)]
     for run in grid.runs_of(folder)[0]:
         report = json.loads((run / "report.json").read_text())["linear"]
-        assert set(report["labels"]) == {"all", "10", "5", "1"}
+        assert set(report["columns"]) == {"all", "10", "5", "1"}
         assert not any("conv" in name for name in report["rows"])
         name = run.name.split("_")
         row = next(row for row in content["rows"] if f"estimator-{row['line']}" == name[0] and f"k-{row[K]}" == name[1])

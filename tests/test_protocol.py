@@ -130,7 +130,9 @@ def test_resamples_are_four_fifths_of_each_class_and_their_spread_is_said():
     assert cells["resamples"]["accuracy"] == pytest.approx(scores.mean().item(), abs=1e-6)
     assert cells["resamples"]["sd"] == pytest.approx(scores.std().item(), abs=1e-6)
     assert cells["all"]["sd"] is None
-    assert "5 fits, each on 80% of each class, C as for all" in protocol.described(linear.LINEAR, made, Columns())
+    assert (
+        "5 fits, each on 80% of each class, C as for all" in protocol.described(linear.LINEAR, made, Columns())[1]["resamples"]
+    )
 
 
 def test_few_labels_have_a_knob_of_their_own_and_never_see_the_other_labels():
@@ -205,7 +207,7 @@ def test_the_digits_protocol_has_its_columns_and_draws():
     assert list(rows) == [protocol.UNSCALED, "raw pixels"]
     for name, accuracy in ((protocol.UNSCALED, 0.919), ("raw pixels", 0.920)):
         # scikit-learn's logistic regression with C = 1, measured apart: 91.9 unscaled, 92.0 standardised
-        cells = rows[name].act(seen)
+        cells = rows[name].act(seen, {})
         assert list(cells) == ["all", "10", "5", "1"]
         assert cells["all"]["accuracy"] == pytest.approx(accuracy, abs=0.003)
         assert [cell["sd"] is None for cell in cells.values()] == [True, False, False, False]
@@ -225,9 +227,34 @@ def test_official_folds_stand_beside_all_labels_in_place_of_resamples():
     scores = [linear.accuracy(probe, x_test, made.test.labels) for probe in probes]
     assert cells["folds"]["accuracy"] == pytest.approx(sum(scores) / 3, abs=1e-6)
     assert cells["folds"]["sd"] == pytest.approx(torch.tensor(scores).std().item(), abs=1e-6)
-    words = partial(protocol.described, linear.LINEAR)
-    assert "over the 3 official folds of 60 labels, C and standardisation as for all 300" in words(made, Columns())
-    assert "folds" not in words(made_data(), Columns())
+    words = protocol.described(linear.LINEAR, made, Columns())[1]
+    assert "over the 3 official folds of 60 labels, C and standardisation as for all 300" in words["folds"]
+    assert "folds" not in protocol.described(linear.LINEAR, made_data(), Columns())[1]
+
+
+def test_only_columns_that_are_not_known_are_measured_with_the_knob_that_was_chosen():
+    fitted = []
+
+    def search(x, labels, x_validation):
+        fitted.append("search")
+        yield from ((value, torch.full((len(x_validation),), int(value == 2))) for value in (1.0, 2.0, 3.0))
+
+    def predict(x, labels, x_test, value, subsets):
+        fitted.append((value, len(subsets)))
+        yield from ((torch.zeros(len(x_test), dtype=torch.long), True) for _ in subsets)
+
+    made = made_data()
+    made.train.labels[made.validation(0)[1]] = 1  # so that 2 is best
+    run = partial(protocol.probe, Kind("made up", "v", search, predict), "raw")
+    pair = raw_pixels(made, made.train), raw_pixels(made, made.test)
+    first = run(*pair, made, 0, Columns(resampled=False))
+    assert fitted == ["search", (2.0, 1)]
+    more = run(*pair, made, 0, Columns(few=(3,), draws=4), known=first)
+    assert fitted[2:] == [(2.0, 5), "search", (2.0, 4)]  # resamples as all; few labels choose their own
+    assert list(more) == ["resamples", "3"]
+    assert {key: more["resamples"][key] for key in ("v", "tried")} == {key: first["all"][key] for key in ("v", "tried")}
+    assert run(*pair, made, 0, Columns(few=(3,), draws=4), known=first | more) == {}
+    assert len(fitted) == 5
 
 
 @pytest.mark.parametrize("name", PROBES)

@@ -227,7 +227,7 @@ def test_the_evaluations_of_a_cifar10_run_do_what_they_say(tmp_path, monkeypatch
     report = json.loads((tmp_path / "runs/cifar10/report.json").read_text())
     frozen, measures = {"linear", "svm", "mlp", "knn", "mlp, the paper's protocol"}, {"mine", "ndm", "reconstruction"}
     assert set(report) == {"run", "finetune, information 1"} | frozen | measures
-    assert set(report["finetune, information 1"]["labels"]) == {"10", "2"}
+    assert set(report["finetune, information 1"]["columns"]) == {"10", "2"}
     figures = {path.stem for path in (tmp_path / "runs/cifar10/figures").glob("*.png")}
     assert figures == {"bounds", "training", "scores", "codes", "neighbours", "embedding"}
     assert json.loads((tmp_path / "runs/cifar10/report_cifar100.json").read_text())["linear"]["rows"]

@@ -317,7 +317,7 @@ def test_a_decoder_that_was_just_measured_or_drawn_is_not_trained_again(tmp_path
     train, test = ({"y": features(encoder, data, part)["y"]} for part in (data.train, data.test))
     seen = Features({"y": (train["y"], test["y"])}, encoder)
     (row,) = (row for row in sections.decoded(data, ["y"]).rows if row.kind == "trained")
-    facts = row.act(seen)
+    facts = row.act(seen, {})
     assert len(made) == 1
     (path,) = figure.draw(tmp_path, config, data, state, decoded=seen.decoded["y"])
     assert len(made) == 1

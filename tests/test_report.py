@@ -26,7 +26,7 @@ def part(rows: dict[str, float], labels: tuple[str, ...] = ("all",)) -> dict:
     return {
         "protocol": "the protocol",
         "chance": 0.1,
-        "labels": list(labels),
+        "columns": {label: f"{label} drawn" if label.isdigit() else "" for label in labels},
         "rows": {name: {label: {"accuracy": score, **cell} for label in labels} for name, score in rows.items()},
     }
 
@@ -55,22 +55,38 @@ def test_a_report_belongs_to_weights_images_and_split(tmp_path):
         path.write_text(damage)
         assert report.opened(path, RUN) == {"run": RUN}
     sound = content["linear"]
-    for rows in ([], {"trained y": {}}, {"trained y": None}, {"trained y": {"all": 0.5}}, None):
+    for rows in ([], {"trained y": None}, {"trained y": {"all": None}}, {"trained y": {"all": 0.5}}, None):
         path.write_text(json.dumps({"run": RUN, "linear": sound | {"rows": rows}}))
         assert report.opened(path, RUN) == {"run": RUN}, rows
-    for damaged in ([], None, {"labels": ["all"]}, {"protocol": "the protocol", "rows": []}):
+    for damaged in ([], None, {"columns": {"all": ""}}, {"protocol": "the protocol", "rows": []}):
         path.write_text(json.dumps({"run": RUN, "linear": sound, "mine": damaged}))
         assert report.opened(path, RUN) == {"run": RUN}, damaged
 
 
 def test_a_section_of_another_protocol_starts_anew():
     content = {"run": RUN, "linear": part({"trained y": 0.5})}
-    heading = {key: content["linear"][key] for key in ("protocol", "chance", "labels")}
-    assert list(report.section(content, "linear", heading)) == ["trained y"]
+    heading = {key: content["linear"][key] for key in ("protocol", "chance")}
+    assert list(report.section(content, "linear", heading, {"all": ""})) == ["trained y"]
     assert report.section(content, "linear", heading | {"protocol": "another"}) == {}
     assert content["linear"]["protocol"] == "another"
-    report.section(content, "svm", heading)["row"] = {}
-    assert content["svm"]["rows"] == {"row": {}}
+    report.section(content, "mine", {"protocol": "its own"})["row"] = {}
+    assert content["mine"] == {"protocol": "its own", "rows": {"row": {}}}
+
+
+def test_a_section_keeps_the_columns_whose_meaning_is_the_same():
+    content = {"run": RUN, "linear": part({"raw pixels": 0.4, "trained y": 0.5}, ("all", "10"))}
+    heading = {key: content["linear"][key] for key in ("protocol", "chance")}
+    rows = report.section(content, "linear", heading, {"all": "", "50": "50 drawn"})
+    assert {name: list(row) for name, row in rows.items()} == {"raw pixels": ["all", "10"], "trained y": ["all", "10"]}
+    assert content["linear"]["columns"] == {"all": "", "10": "10 drawn", "50": "50 drawn"}
+    rows["trained y"]["50"] = {"accuracy": 0.45, "sd": 0.01, "converged": True, "seconds": 1.0}
+    lines = report.markdown(content, "runs/a").splitlines()
+    assert "| raw pixels | 40.0 | 40.0 |  |" in lines
+    assert "| trained y | 50.0 | 50.0 | 45.0 +- 1.0 |" in lines
+    assert "Test accuracy in %, chance 10; the protocol; 10 drawn; 50 drawn." in lines
+    rows = report.section(content, "linear", heading, {"10": "drawn otherwise"})
+    assert list(rows["trained y"]) == ["all", "50"]
+    assert content["linear"]["columns"]["10"] == "drawn otherwise"
 
 
 def test_the_digest_tells_any_weight():
@@ -88,7 +104,7 @@ def test_markdown_and_text_show_every_number_with_its_spread():
     text, lines = report.table(content["linear"]), report.markdown(content, "runs/a").splitlines()
     assert "| trained y | 64.9 | 64.1 +- 0.4 | 64.9* |" in lines
     assert "|  | all labels | resamples | 10 a class |" in lines
-    assert "Test accuracy in %, chance 10; the protocol." in lines
+    assert "Test accuracy in %, chance 10; the protocol; 10 drawn." in lines
     assert "12 s." in lines
     for said in ("41.7", "64.1 +- 0.4", "64.9*", "the protocol", "* not converged", "10 a class"):
         assert said in text

@@ -27,7 +27,7 @@ def made() -> Features:
 
 def cells(section: sections.Section, made: Features) -> dict[str, dict]:
     """The numbers of each row of the trained encoder."""
-    return {row.name: row.act(made) for row in section.rows if row.kind == "trained"}
+    return {row.name: row.act(made, {}) for row in section.rows if row.kind == "trained"}
 
 
 def test_standardised_features_are_those_of_the_layer_asked_for(made):
@@ -42,7 +42,7 @@ def test_a_probe_sees_standardised_features_but_for_the_row_that_says_unscaled(m
     monkeypatch.setattr(protocol, "probe", lambda kind, name, *pair, **_: given.update({name: pair}))
     made.parts["x"] = made.of("b")
     for row in sections.probe("linear", PROBES["linear"], made_data("digits"), ["a"], [], 0).rows:
-        row.act(made)
+        row.act(made, {})
     for name, layer in (("raw pixels, unscaled", ""), ("raw pixels", "x"), ("random a", "a"), ("trained a", "a")):
         expected = protocol.standardised(*made.of(layer)) if layer else made.of("x")
         assert all(torch.equal(one, other) for one, other in zip(given.pop(name), expected, strict=True))
@@ -130,7 +130,7 @@ def test_stl10_is_fine_tuned_on_all_labels_and_on_each_official_fold_or_on_any_n
     monkeypatch.setattr(sections.finetune, "finetune", noted)
     section = sections.fine_tuned(stl10, ["y"], [], {}, None)
     cells_ = cells(section, Features({}, Encoder("small8x8", 3)))["trained y"]
-    assert section.heading["labels"] == list(cells_) == ["all", "folds"]
+    assert list(section.columns) == list(cells_) == ["all", "folds"]
     assert given[:3] == [(None, 0), (None, 1), (None, 2)]
     assert [seed for _, seed in given[3:]] == list(range(10))
     assert all(torch.equal(index, fold) for (index, _), fold in zip(given[3:], stl10.folds, strict=True))
@@ -138,9 +138,14 @@ def test_stl10_is_fine_tuned_on_all_labels_and_on_each_official_fold_or_on_any_n
     scores = [run["accuracy"] for run in results[3:]]
     assert cells_["folds"]["accuracy"] == pytest.approx(statistics.fmean(scores))
     assert cells_["folds"]["sd"] == pytest.approx(statistics.stdev(scores))
-    for words in ("on all 60 labels", "over 3 seeds; folds: over the 10 official folds of 20 labels"):
-        assert words in section.heading["protocol"]
-    assert sections.fine_tuned(stl10, ["y"], [6, 1], {}, None).heading["labels"] == ["6", "1"]
+    assert "labels of the 60 training images" in section.heading["protocol"]
+    assert "over 3 seeds" in section.heading["protocol"]
+    assert section.columns == {
+        "all": "",
+        "folds": "folds: over the 10 official folds of 20 labels, each with a seed of its own",
+    }
+    few = sections.fine_tuned(stl10, ["y"], [6, 1], {}, None).columns
+    assert few == dict.fromkeys(["6", "1"], "columns with few labels: each seed with a draw of labels")
     with pytest.raises(UserError, match="labels_per_class is 7: stl10 has from 1 to 6 in each class"):
         sections.fine_tuned(stl10, ["y"], [7], {}, None)
     with pytest.raises(UserError, match="from 1 to 5 in each beside the validation part"):

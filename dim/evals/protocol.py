@@ -7,8 +7,9 @@ a probe's own draws, where it has any, are the smaller part of it.
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -75,18 +76,30 @@ def columns_for(data: Dataset, few: Sequence[int] = (), split_seed: int = 0, res
     return replace(columns, few=tuple(few))
 
 
-def probe(kind: Kind, name: str, train: Tensor, test: Tensor, data: Dataset, split_seed: int, columns: Columns) -> dict:
+def probe(
+    kind: Kind,
+    name: str,
+    train: Tensor,
+    test: Tensor,
+    data: Dataset,
+    split_seed: int,
+    columns: Columns,
+    known: Mapping[str, dict] = MappingProxyType({}),
+) -> dict:
     """One kind of probe on one kind of features: {column: {"accuracy": in [0, 1], "sd": over what the column says or None,
     "converged": .., the knob: its value, "validation_accuracy": .., "tried": .., "seconds": ..}}.
 
     train [n, D], test [t, D]: features as the probe is to see them, `standardised` or not. The test features are looked at
-    once for each column, after everything is chosen.
+    once for each column, after everything is chosen. known: columns that were measured before; only the others are measured,
+    with the knob that was chosen then where it is theirs too.
     """
     labels, test_labels = labels_for(name, train, test, data)
     fitting, validation = data.validation(split_seed)
     found: dict[str, dict] = {}
-    chosen: dict = {}
+    chosen = {key: known["all"][key] for key in (kind.knob, *CHOICE) if key in known["all"]} if "all" in known else {}
     for column, subsets in subsets_of(columns, data).items():
+        if column in known:
+            continue
         begun = time.perf_counter()
         if kind.knob in columns.knobs:
             chosen = {kind.knob: columns.knobs[kind.knob]}
@@ -152,7 +165,11 @@ def choose(
         best = max(tried, key=tried.__getitem__)
         if patience and all(score < tried[best] for score in list(tried.values())[-patience:]):
             break
-    return {kind.knob: best, "validation_accuracy": tried[best], "tried": {f"{v:.4g}": score for v, score in tried.items()}}
+    choice = tried[best], {f"{value:.4g}": score for value, score in tried.items()}
+    return {kind.knob: best, **dict(zip(CHOICE, choice, strict=True))}
+
+
+CHOICE = ("validation_accuracy", "tried")  # what stands beside the chosen value of a knob
 
 
 def at_end(chosen: dict, kind: Kind) -> bool:
@@ -160,32 +177,32 @@ def at_end(chosen: dict, kind: Kind) -> bool:
     return f"{chosen[kind.knob]:.4g}" in list(chosen.get("tried", {}))[-kind.patience :]
 
 
-def described(kind: Kind, data: Dataset, columns: Columns) -> str:
-    """The protocol in words, to stand beside its numbers."""
+def described(kind: Kind, data: Dataset, columns: Columns) -> tuple[str, dict[str, str]]:
+    """The protocol in words, to stand beside its numbers: that of all columns, and what each of them has beside it."""
     fixed = columns.knobs.get(kind.knob)
     how = (
         f"{kind.knob} = {fixed:g}"
         if fixed
         else f"{kind.knob} chosen on the validation tenth of the training split, refitted on all"
     )
-    parts = [
+    words = (
         f"{data.name}, {len(data.test):,} test images, {kind.words} on frozen features, standardised by the "
         f"{len(data.train):,} training images, {how}"
-    ]
-    if "resamples" in (found := subsets_of(columns, data)):
-        parts.append(
+    )
+    chosen = "" if fixed else f", {kind.knob} chosen with one more draw on the whole validation tenth"
+    few = f"columns with few labels: mean and standard deviation of {columns.draws} draws{chosen}"
+    found = {column: few if column.isdigit() else "" for column in subsets_of(columns, data)}
+    if "resamples" in found:
+        found["resamples"] = (
             f"resamples: mean and standard deviation of {RESAMPLES} fits, each on {SHARE:.0%} of each class, "
             f"{kind.knob} as for all"
         )
     if "folds" in found:
-        parts.append(
+        found["folds"] = (
             f"folds: mean and standard deviation over the {len(data.folds)} official folds of {len(data.folds[0]):,} labels, "
             f"{kind.knob} and standardisation as for all {len(data.train):,}"
         )
-    if columns.few:
-        chosen = "" if fixed else f", {kind.knob} chosen with one more draw on the whole validation tenth"
-        parts.append(f"columns with few labels: mean and standard deviation of {columns.draws} draws{chosen}")
-    return "; ".join(parts)
+    return words, found
 
 
 def standardised(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,8 +5,9 @@ labels, or of the trained one.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -45,20 +46,22 @@ class Features:
 
 
 class Row(NamedTuple):
-    """A row by name; layers: the features that its numbers are made of; act(features) -> the numbers."""
+    """A row by name; layers: the features that its numbers are made of; act(features, known) -> its numbers, in a table of
+    accuracies those of the columns that are not known."""
 
     name: str
     kind: str
     layers: tuple[str, ...]
-    act: Callable[[Features], dict]
+    act: Callable[[Features, Mapping[str, dict]], dict]
 
 
 class Section(NamedTuple):
-    """An evaluator by the name of its section."""
+    """An evaluator by the name of its section; columns: of a table of accuracies, what each one means beside the protocol."""
 
     title: str
     heading: dict
     rows: list[Row]
+    columns: Mapping[str, str] = MappingProxyType({})
 
 
 def places(layers: Sequence[str], encoders: Sequence[str] = ENCODERS) -> list[tuple[str, str, str]]:
@@ -79,28 +82,29 @@ def probe(
     """A probe under the clean protocol; few: numbers of labels a class that get a column; resampled: whether one of resamples
     stands beside them."""
     columns = protocol.columns_for(data, few, split_seed, resampled)
-    heading = accuracy(data, protocol.described(kind, data, columns), list(protocol.subsets_of(columns, data)))
+    words, meant = protocol.described(kind, data, columns)
     run = partial(protocol.probe, kind, data=data, split_seed=split_seed, columns=columns)
 
-    def act(name: str, layer: str, features: Features) -> dict:
+    def act(name: str, layer: str, features: Features, known: Mapping[str, dict]) -> dict:
         pair = features.of(layer) if name == protocol.UNSCALED else features.standardised(layer)
-        return run(name, *pair)
+        return run(name, *pair, known=known)
 
     unscaled = [(protocol.UNSCALED, "raw", "x")] * columns.unscaled
     listed = [*unscaled, *places(layers, encoders)]
-    return Section(title, heading, [Row(name, which, (layer,), partial(act, name, layer)) for name, which, layer in listed])
+    rows = [Row(name, which, (layer,), partial(act, name, layer)) for name, which, layer in listed]
+    return Section(title, accuracy(data, words), rows, meant)
 
 
 def paper(data: Dataset, layers: Sequence[str], encoders: Sequence[str] = ENCODERS) -> Section:
     """The paper's MLP, which is compared with the paper only."""
 
-    def act(layer: str, features: Features) -> dict:
+    def act(layer: str, features: Features, known: Mapping[str, dict]) -> dict:
         x, x_test = features.of(layer)
         labels, test_labels = protocol.labels_for(layer, x, x_test, data)
         return {"all": mlp.paper(x, labels, x_test, test_labels)}
 
     rows = [Row(name, which, (layer,), partial(act, layer)) for name, which, layer in places(layers, encoders)]
-    return Section("mlp, the paper's protocol", accuracy(data, f"{data.name}, {mlp.PAPER_WORDS}", ["all"]), rows)
+    return Section("mlp, the paper's protocol", accuracy(data, f"{data.name}, {mlp.PAPER_WORDS}"), rows, {"all": ""})
 
 
 def fine_tuned(data: Dataset, layers: Sequence[str], few: Sequence[int], losses: dict[str, float], view) -> Section:
@@ -115,9 +119,11 @@ def fine_tuned(data: Dataset, layers: Sequence[str], few: Sequence[int], losses:
         columns["folds"] = data.folds
     how = finetune.FineTuning(losses=losses)
 
-    def act(layer: str, features: Features) -> dict:
+    def act(layer: str, features: Features, known: Mapping[str, dict]) -> dict:
         cells = {}
         for column, labels in columns.items():
+            if column in known:
+                continue
             begun = time.perf_counter()
             runs = [
                 finetune.finetune(features.encoder, data, which, view, layer=layer, losses=losses, seed=seed)
@@ -128,27 +134,26 @@ def fine_tuned(data: Dataset, layers: Sequence[str], few: Sequence[int], losses:
         return cells
 
     more = f" and on unlabelled images {losses}" if losses else ""
-    spread = f"{SEEDS} seeds, each with a draw of labels" if few else f"{SEEDS} seeds"
-    if "folds" in columns:
-        spread += (
-            f"; folds: over the {len(data.folds)} official folds of {len(data.folds[0]):,} labels, each with a seed of its own"
-        )
     words = (
-        f"{data.name}, {len(data.test):,} test images, encoder and a linear head fine-tuned with cross-entropy on "
-        f"{'few' if few else f'all {len(data.train):,}'} labels{more}, {how.steps:,} steps of {how.batch} images, "
+        f"{data.name}, {len(data.test):,} test images, encoder and a linear head fine-tuned with cross-entropy on labels of "
+        f"the {len(data.train):,} training images{more}, {how.steps:,} steps of {how.batch} images, "
         f"{'augmented' if view else 'not augmented'}, Adam, rates {how.encoder_lr:g} and {how.lr:g} (head); mean and standard "
-        f"deviation over {spread}; nothing is chosen"
+        f"deviation over {SEEDS} seeds; nothing is chosen"
     )
+    meant = {column: "columns with few labels: each seed with a draw of labels" if few else "" for column in columns}
+    if "folds" in columns:
+        meant["folds"] = (
+            f"folds: over the {len(data.folds)} official folds of {len(data.folds[0]):,} labels, each with a seed of its own"
+        )
     rows = [Row(name, which, (layer,), partial(act, layer)) for name, which, layer in places(layers) if which != "raw"]
     title = "finetune" + "".join(f", {name} {weight:g}" for name, weight in losses.items())
-    heading = accuracy(data, words, list(columns)) | {"augmentation": repr(view)}
-    return Section(title, heading, rows)
+    return Section(title, accuracy(data, words) | {"augmentation": repr(view)}, rows, meant)
 
 
 def mutual_information(data: Dataset, pairs: Sequence[tuple[str, str]], encoders: Sequence[str] = ENCODERS) -> Section:
     """MINE between layers, x being pixels."""
 
-    def act(a: str, b: str, features: Features) -> dict:
+    def act(a: str, b: str, features: Features, known: Mapping[str, dict]) -> dict:
         begun = time.perf_counter()
         runs = [mine(features.of(a)[0], features.of(b)[0], seed) for seed in range(SEEDS)]
         return spread(runs, "mi_nats") | terms(runs) | {"seconds": time.perf_counter() - begun}
@@ -164,7 +169,7 @@ def mutual_information(data: Dataset, pairs: Sequence[tuple[str, str]], encoders
 def total_correlation(data: Dataset, layers: Sequence[str], encoders: Sequence[str] = ENCODERS) -> Section:
     """NDM of codes, as they are and through the prior's sigmoid."""
 
-    def act(layer: str, squash: bool, features: Features) -> dict:
+    def act(layer: str, squash: bool, features: Features, known: Mapping[str, dict]) -> dict:
         begun = time.perf_counter()
         runs = [ndm(features.of(layer)[0], seed, squash=squash, ranks=False) for seed in range(SEEDS)]
         return spread(runs, "total_correlation_nats") | terms(runs) | {"seconds": time.perf_counter() - begun}
@@ -207,7 +212,7 @@ def decoded(data: Dataset, layers: Sequence[str], encoders: Sequence[str] = ENCO
             "--figures reconstruction keeps a tenth of the training images for that and says its MS-SSIM"
         )
 
-    def act(layer: str, features: Features) -> dict:
+    def act(layer: str, features: Features, known: Mapping[str, dict]) -> dict:
         begun = time.perf_counter()
         train, test = features.of(layer)
         seen, unseen = (reconstruction.stored(data, part) for part in (data.train, data.test))
@@ -224,6 +229,6 @@ def decoded(data: Dataset, layers: Sequence[str], encoders: Sequence[str] = ENCO
     return Section("reconstruction", {"protocol": words}, rows)
 
 
-def accuracy(data: Dataset, words: str, columns: list[str]) -> dict:
+def accuracy(data: Dataset, words: str) -> dict:
     """The heading of a table of accuracies."""
-    return {"protocol": words, "chance": 1 / data.classes, "labels": columns}
+    return {"protocol": words, "chance": 1 / data.classes}
