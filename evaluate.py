@@ -22,7 +22,7 @@ from dim.config import Config, UserError, built, check, flat, leaves, require
 from dim.data import Dataset, keys
 from dim.evals import sections
 from dim.evals.features import LAYERS, features, raw_pixels, set_statistics
-from dim.evals.finetune import LOSSES, FineTuning, finetuned
+from dim.evals.finetune import LOSSES, FineTuning, finetuned, paired
 from dim.evals.sections import ENCODERS, KINDS, Features, Section
 from dim.figures import FIGURES, comparison, negatives
 from dim.reading import command_line, nearest, one_line, refuse, saved, typed
@@ -141,8 +141,8 @@ def asked_for(chosen: argparse.Namespace, config: Config, data: Dataset) -> list
     for name in chosen.probes:
         if name == "finetune":
             losses = {loss: 1.0 for loss in LOSSES if loss in chosen.unlabelled}
-            if "consistency" in losses and config.views.kind == "none":
-                raise UserError("--unlabelled consistency compares images with the run's views of them, and views.kind is none")
+            if config.views.kind == "none" and (names := paired(losses)):
+                raise UserError(f"--unlabelled {names[0]} compares images with the run's views of them, and views.kind is none")
             view = build.views(config, data) if config.views.kind != "none" else None
             parts.append(sections.fine_tuned(data, chosen.layers or ["fc"], few, losses, view))
         elif chosen.protocol == "paper":

@@ -39,6 +39,7 @@ from dim.config import Config, UserError, built, flat
 from dim.data import Dataset
 from dim.evals.adapt import adapt, corrupted, unbalanced
 from dim.evals.features import LAYERS
+from dim.evals.finetune import LOSSES as UNLABELLED
 from dim.evals.finetune import Classifier, FineTuning, finetune, finetuned, first_classifier
 from dim.evals.linear import LINEAR
 from dim.evals.protocol import columns_for, probe
@@ -49,7 +50,7 @@ from dim.views import VIEWS
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "few_labels"
 SEEDS = (0, 1, 2)
 LABELS, FINE_LABELS = (10, 50, 250), (10, 250)
-LOSSES = {"none": {}, **{name: {name: 1.0} for name in ("information", "pseudo", "consistency")}}
+LOSSES = {"none": {}, **{name: {name: 1.0} for name in UNLABELLED}}
 DIVERSITIES = (0.1, 1.0)
 
 PROBED = {  # name, the JSON's with the seed of the run behind it: name and kind of the features, layer, labels a class

@@ -19,7 +19,7 @@ from dim.reading import saved
 
 
 def test_points_are_what_their_names_say():
-    assert len(few_labels.FINETUNING) == 2 * 3 * (4 + 1)
+    assert len(few_labels.FINETUNING) == 2 * 3 * (5 + 1)
     assert len(few_labels.ADAPTATION) == 2 * 2 * 2 * 3
     assert len(few_labels.PROBED) == (1 + 2 * 3) * 3
     assert few_labels.PROBED["linear_random_conv_250"] == ("random conv", "random", "conv", 250)

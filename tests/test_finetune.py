@@ -100,12 +100,13 @@ def test_the_whole_encoder_below_the_layer_moves(encoder, layer, unmoved):
     assert model.head.in_features == {"y": 64, "fc": 512, "conv": 2048}[layer]
 
 
-@pytest.mark.parametrize("losses", [{}, {"information": 0.3}, {"pseudo": 0.7}, {"consistency": 2.0}, None])
+@pytest.mark.parametrize("losses", [{}, {"information": 0.3}, {"pseudo": 0.7}, {"consistency": 2.0}, {"sharpened": 0.6}, None])
 def test_one_step_by_hand(encoder, losses, monkeypatch):
     """Adam's first step is minus the rate times the sign of the gradient, of the loss written out here."""
-    monkeypatch.setattr(module, "consistency", lambda p, q: consistency_by_hand(p.detach(), q))
+    monkeypatch.setattr(module, "consistency", lambda p, q: kl_by_hand(p.detach(), q / 0.4))
+    monkeypatch.setattr(module, "sharpened", lambda p, q: kl_by_hand(p.detach() / 0.4, q))
     monkeypatch.setattr(module, "pseudo_labels", lambda p: F.cross_entropy(p, p.detach().argmax(1)))  # all are confident
-    losses = {"information": 0.3, "pseudo": 0.7, "consistency": 2.0} if losses is None else losses
+    losses = {"information": 0.3, "pseudo": 0.7, "consistency": 2.0, "sharpened": 0.6} if losses is None else losses
     data, seed, encoder = made_data(), 5, encoder.double()
     how = FineTuning("fc", 1, seed, losses, diversity=0.4, batch=6, unlabelled_batch=7, lr=1e-3, encoder_lr=1e-5)
     found = finetuned(encoder, data, 4, VIEW, how)
@@ -117,7 +118,7 @@ def test_one_step_by_hand(encoder, losses, monkeypatch):
     x = changed(data.train.images[labelled], generator(seed, "labelled views", 0))
     u = data.train.images[unlabelled].double() / 255 * 2 - 1
     v = changed(data.train.images[unlabelled], generator(seed, "unlabelled views", 0))
-    pictures = [x] + [u] * bool(losses) + [v] * ("consistency" in losses)
+    pictures = [x] + [u] * bool(losses) + [v] * bool({"consistency", "sharpened"} & losses.keys())
     logits = start(torch.cat(pictures))
     loss = F.cross_entropy(logits[:6], data.train.labels[labelled])
     p = logits[6:13]
@@ -130,7 +131,9 @@ def test_one_step_by_hand(encoder, losses, monkeypatch):
     if "pseudo" in losses:
         loss = loss - 0.7 * p.log_softmax(1).amax(1).mean()
     if "consistency" in losses:
-        loss = loss + 2 * consistency_by_hand(p.detach(), logits[13:])
+        loss = loss + 2 * kl_by_hand(p.detach(), logits[13:] / 0.4)
+    if "sharpened" in losses:
+        loss = loss + 0.6 * kl_by_hand(p.detach() / 0.4, logits[13:])
     loss.backward()
     after = dict(found.named_parameters())
     for name, weight in start.named_parameters():
@@ -159,8 +162,8 @@ def changed(images, draws):
     return VIEW(images.double() / 255, torch.rand(len(images), VIEW.draws, generator=draws) * 2 - 1) * 2 - 1
 
 
-def consistency_by_hand(p, q):
-    return F.kl_div((q / 0.4).log_softmax(1), p.softmax(1), reduction="batchmean")
+def kl_by_hand(p, q):
+    return F.kl_div(q.log_softmax(1), p.softmax(1), reduction="batchmean")
 
 
 def test_same_seed_same_bits_and_another_seed_others(encoder):
@@ -263,10 +266,11 @@ def test_accuracies_are_those_of_eval_mode(encoder):
     ("settings", "message"),
     [
         ({"layer": "fc1"}, "layer is 'fc1': choose among conv, fc, y"),
-        ({"losses": {"info": 1.0}}, "losses has 'info': choose among information, pseudo, consistency"),
+        ({"losses": {"info": 1.0}}, "losses has 'info': choose among information, pseudo, consistency, sharpened"),
         ({"losses": {"pseudo": -1.0}}, "gives pseudo the weight -1.0: it must be finite and not negative"),
         ({"losses": {"pseudo": float("nan")}}, "the weight nan"),
-        ({"losses": {"consistency": 1.0}}, "give a view, such as crop_flip"),
+        ({"losses": {"consistency": 1.0}}, "the consistency loss compares .* give a view, such as crop_flip"),
+        ({"losses": {"sharpened": 1.0}}, "the sharpened loss compares .* give a view, such as crop_flip"),
         ({"steps": 0}, "steps is 0: it must be at least 1"),
         ({"labels_per_class": 101}, "labels_per_class is 101: made has from 1 to 100 in each class"),
         ({"labels_per_class": 0}, "labels_per_class is 0"),

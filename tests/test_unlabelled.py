@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from dim import information as info
-from dim.evals.unlabelled import consistency, information_maximisation, pseudo_labels
+from dim.evals.unlabelled import consistency, information_maximisation, pseudo_labels, sharpened
 
 LOSSES = {
     "information": information_maximisation,
@@ -82,6 +82,13 @@ def test_consistency_tempers_the_prediction_on_the_augmentation_by_default():
     assert consistency(logits, 0.4 * logits).item() == pytest.approx(0, abs=1e-13)
     assert consistency(logits, logits) > 0.01
     assert consistency(logits, logits, temperature=1.0).item() == pytest.approx(0, abs=1e-13)
+
+
+def test_sharpened_tempers_the_prediction_on_the_image_as_uda_does():
+    logits, augmented = random_logits(), random_logits(seed=1)
+    torch.testing.assert_close(sharpened(logits, augmented), consistency(logits, augmented, 1.0, 0.8, 0.4), rtol=0, atol=0)
+    assert sharpened(4 * logits, 10 * logits).item() == pytest.approx(0, abs=1e-13)
+    assert sharpened(4 * logits, 4 * logits) > 0.001
 
 
 # ---- what they mean

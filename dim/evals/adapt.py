@@ -34,7 +34,7 @@ from dim.randomness import generator
 class Adaptation:
     """How a classifier is adapted; the defaults are the protocol.
 
-    losses: {"information", "pseudo", "consistency": weight}; diversity: of the information loss, 1 in SHOT; steps of Adam at
+    losses: weights by name, of `finetune.LOSSES`; diversity: of the information loss, 1 in SHOT; steps of Adam at
     learning rate lr, each on `batch` images; seed: of their order and augmentations.
     """
 
@@ -68,7 +68,7 @@ def adapt(classifier: Classifier, data: Dataset, view: View | None = None, **set
 def adapted(classifier: Classifier, data: Dataset, view: View | None = None, how: Adaptation | None = None) -> Classifier:
     """A copy of the classifier adapted to the training images of the target, in eval mode; its head is that of the original.
 
-    view: makes the augmentations that consistency compares; the images are otherwise seen as they are.
+    view: makes the augmentations that losses of `finetune.PAIRED` compare; the images are otherwise seen as they are.
     """
     how = Adaptation() if how is None else how
     view_for(how.losses, view)

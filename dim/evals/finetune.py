@@ -18,10 +18,11 @@ from dim.config import UserError
 from dim.data import Dataset, Images
 from dim.evals.features import LAYERS, pictures
 from dim.evals.protocol import label_draws
-from dim.evals.unlabelled import consistency, information_maximisation, pseudo_labels
+from dim.evals.unlabelled import consistency, information_maximisation, pseudo_labels, sharpened
 from dim.randomness import generator
 
-LOSSES = ("information", "pseudo", "consistency")
+PAIRED = ("consistency", "sharpened")  # compare an image with its augmentation
+LOSSES = ("information", "pseudo", *PAIRED)
 
 
 class View(Protocol):
@@ -38,9 +39,9 @@ class FineTuning:
     """How a classifier is fine-tuned; the defaults are the protocol.
 
     layer: conv, fc or y, flattened, which the head reads; steps of Adam at learning rates encoder_lr and lr (the head's); seed:
-    of the label draw, the head's first weights, orders and augmentations; losses: {"information", "pseudo", "consistency":
-    weight} on unlabelled images, 0 where not named; diversity: of the information loss; batch: labelled images a step (all,
-    where there are fewer); unlabelled_batch: unlabelled ones, only where a loss has a weight.
+    of the label draw, the head's first weights, orders and augmentations; losses: weights on unlabelled images by name, of
+    LOSSES, 0 where not named; diversity: of the information loss; batch: labelled images a step (all, where there are fewer);
+    unlabelled_batch: unlabelled ones, only where a loss has a weight.
     """
 
     layer: str = "fc"
@@ -96,9 +97,9 @@ def finetuned(
     """The fine-tuned classifier, in eval mode where the encoder is; the encoder given is copied.
 
     labels_per_class: None for all labels; the indices of those used, such as an official fold; otherwise number `seed` of the
-    draws over which the linear probe averages. view: changes the labelled images, and makes the augmentations that consistency
-    compares; the other losses see the unlabelled images as they are. Those are `data.pretraining`, the labelled ones among
-    them; their labels are never read. One pass sees all pictures of a step, as in UDA, so with losses BatchNorm's statistics
+    draws over which the linear probe averages. view: changes the labelled images, and makes the augmentations that PAIRED
+    losses compare; the other losses see the unlabelled images as they are. Those are `data.pretraining`, the labelled ones
+    among them; their labels are never read. One pass sees all pictures of a step, as in UDA, so with losses BatchNorm's statistics
     are those of unlabelled images too. Same seed, same bits on a CPU.
     """
     how = FineTuning() if how is None else how
@@ -142,23 +143,25 @@ def first_classifier(encoder: nn.Module, data: Dataset, how: FineTuning) -> Clas
 
 
 def unlabelled_loss(losses: Mapping[str, float], diversity: float, logits: Tensor, augmented: Tensor | None = None) -> Tensor:
-    """The weighted sum of the losses on unlabelled images: logits and, for consistency, augmented [n, classes] -> scalar."""
+    """The weighted sum of the losses on unlabelled images: logits and, for PAIRED, augmented [n, classes] -> scalar."""
     total = logits.new_zeros(())
     if weight := losses.get("information"):
         total = total + weight * information_maximisation(logits, diversity)
     if weight := losses.get("pseudo"):
         total = total + weight * pseudo_labels(logits)
-    if augmented is not None:
-        total = total + losses["consistency"] * consistency(logits, augmented)
+    if augmented is not None and (weight := losses.get("consistency")):
+        total = total + weight * consistency(logits, augmented)
+    if augmented is not None and (weight := losses.get("sharpened")):
+        total = total + weight * sharpened(logits, augmented)
     return total
 
 
 def unlabelled_pictures(
     model: nn.Module, data: Dataset, images: Tensor, view: View | None, losses: Mapping[str, float], seed: int, step: int
 ) -> list[Tensor]:
-    """uint8 images as a classifier sees them and, where consistency is asked for, their augmentations."""
+    """uint8 images as a classifier sees them and, where a loss compares them with these, their augmentations."""
     plain = [pictures(model, data, images)]
-    return [*plain, picture(model, data, images, view, seed, step, "unlabelled views")] if losses.get("consistency") else plain
+    return [*plain, picture(model, data, images, view, seed, step, "unlabelled views")] if paired(losses) else plain
 
 
 def picture(model: nn.Module, data: Dataset, images: Tensor, view: View | None, seed: int, step: int, purpose: str) -> Tensor:
@@ -216,10 +219,15 @@ def any_of(losses: Mapping[str, float]) -> bool:
     return any(losses.values())
 
 
+def paired(losses: Mapping[str, float]) -> list[str]:
+    """The losses with a weight that compare an image with its augmentation."""
+    return [name for name in PAIRED if losses.get(name)]
+
+
 def view_for(losses: Mapping[str, float], view: View | None) -> None:
-    """UserError where consistency lacks its augmentation."""
-    if losses.get("consistency") and view is None:
-        raise UserError("the consistency loss compares an image with its augmentation: give a view, such as crop_flip")
+    """UserError where such a loss lacks its augmentation."""
+    if view is None and (names := paired(losses)):
+        raise UserError(f"the {names[0]} loss compares an image with its augmentation: give a view, such as crop_flip")
 
 
 def finished(model: Classifier, rates: str) -> Classifier:

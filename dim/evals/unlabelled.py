@@ -53,9 +53,9 @@ def consistency(
     untempered, is above the threshold; divided by their number, at least 1.
 
     By default the prediction on the augmentation is tempered and that on the image is not, so at KL 0 the classifier is less
-    sure of the augmentation than of the image. UDA itself (Xie et al. 2020, arXiv 1904.12848, and google-research/uda) sharpens
-    the image's instead, temperature 1 and target_temperature 0.4, with the same threshold, and divides by all n; the other way
-    round is that of the port SanghunYun/UDA_pytorch, which divides as here.
+    sure of the augmentation than of the image: its logits are pressed towards 0.4 of what they are, and few images stay above
+    the threshold (results/few_labels.md). That is the form of the port SanghunYun/UDA_pytorch, which divides as here. UDA
+    itself (Xie et al. 2020, arXiv 1904.12848, and google-research/uda) sharpens the image's instead: see `sharpened`.
     """
     target, augmented = checked(logits).detach(), checked(augmented)
     if target.shape != augmented.shape:
@@ -64,6 +64,14 @@ def consistency(
     log_p = (target / target_temperature).log_softmax(1)
     log_q = (augmented / temperature).log_softmax(1)
     return mean_of((log_p.exp() * (log_p - log_q)).sum(1), confident)
+
+
+def sharpened(logits: Tensor, augmented: Tensor) -> Tensor:
+    """`consistency` with the prediction on the image sharpened by 0.4 and that on the augmentation as it is, as UDA itself has
+    it, but for the number that it divides by: all n there, the confident ones here. At KL 0 the classifier is surer of the
+    augmentation than it was of the image.
+    """
+    return consistency(logits, augmented, temperature=1.0, target_temperature=0.4)
 
 
 def entropy(log_p: Tensor) -> Tensor:
