@@ -1,4 +1,4 @@
-"""A training step, two ways: python benchmarks/step.py [--batches 64 256] [--units 2048] [--official DIR] [--json FILE]
+"""A training step, two ways: python benchmarks/step.py [--batches 64 256] [--precisions float32 bf16] [--official DIR]
 
 Run from the repository root, on an idle machine. DIM(L) with the paper's encoder, critics and widths on random pictures of
 CIFAR's shape already in memory; a step is encoder, critic, estimator, backward pass and Adam.
@@ -12,10 +12,10 @@ CIFAR's shape already in memory; a step is encoder, critic, estimator, backward 
 
 Both share weights at the start; their losses and gradients must agree in float32 before anything is timed. --official DIR, a
 checkout of rdevon/DIM, compares the plain losses with that code's own, in float64. Both are then stepped in turn in one
-process with the same threads, allocator and denormal settings (those of train.py). On a CPU the clock is the process's
-CPU seconds, on a GPU wall time with synchronisation; a ratio is taken turn by turn. limit: the matrix products' arithmetic of
-dim's step, counted by torch, over the rate of a 1024 x 1024 x 1024 product measured in the same turn. Peak memory: of a fresh
-process of each way.
+process with the same threads, allocator and denormal settings (those of train.py), in each precision that is asked for. On a
+CPU the clock is the process's CPU seconds, on a GPU wall time with synchronisation; a ratio is taken turn by turn. limit: the
+matrix products' arithmetic of dim's step, counted by torch, over the rate of a 1024 x 1024 x 1024 product of the same
+precision in the same turn. Peak memory: of a fresh process of each way.
 """
 
 import argparse
@@ -231,10 +231,12 @@ def check_official(checkout: Path, n: int = 6, units: int = 5, places: int = 4) 
 # --------------------------------------------------------------------------------------------------------------- measurements
 
 
-def stepper(way: str, critic: str, estimator: str, batch: int, args: argparse.Namespace) -> Callable[[int], None]:
+def stepper(
+    way: str, precision: str, critic: str, estimator: str, batch: int, args: argparse.Namespace
+) -> Callable[[int], None]:
     """step -> one training step of this way."""
     t = training(batch, critic, args.units, args.device, estimator, scale=1.0)
-    bf16 = torch.autocast(t.device.type, torch.bfloat16, enabled=args.precision == "bf16")
+    bf16 = torch.autocast(t.device.type, torch.bfloat16, enabled=precision == "bf16")
     if way == "dim":
 
         def step(number: int) -> None:
@@ -273,42 +275,48 @@ def seconds(work: Callable[..., object], *given: object, device: str) -> float:
     return clock(device) - begun
 
 
-def matmul_rate(args: argparse.Namespace, side: int = 1024) -> float:
+def matmul_rate(precision: str, args: argparse.Namespace, side: int = 1024) -> float:
     """FLOP a second of a matrix product of this precision, best of five."""
-    dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.randn(side, side, device=args.device).to(dtype) for _ in range(2))
     return 2 * side**3 / min(seconds(torch.mm, a, b, device=args.device) for _ in range(5))
 
 
 def flop(critic: str, estimator: str, batch: int, args: argparse.Namespace) -> float:
     """Matrix products and convolutions of one step of dim's way."""
-    step = stepper("dim", critic, estimator, batch, args)
+    step = stepper("dim", "float32", critic, estimator, batch, args)
     with FlopCounterMode(display=False) as mode:
         step(0)
     return mode.get_total_flops()
 
 
 def measure(critic: str, estimator: str, batch: int, args: argparse.Namespace) -> dict:
-    """Seconds of each way, turn by turn, and shares of the limit."""
+    """Seconds of each way in each precision, turn by turn; ratios plain / dim and dim's shares of the limit."""
     work = flop(critic, estimator, batch, args)
-    steps = {way: stepper(way, critic, estimator, batch, args) for way in WAYS}
+    ways = list(itertools.product(WAYS, args.precisions))
+    steps = {f"{way} {precision}": stepper(way, precision, critic, estimator, batch, args) for way, precision in ways}
     turns, rates = [], []
     name = f"{critic}, {estimator}, batch {batch}"
     for turn in tqdm(range(args.repeats + 1), desc=name, unit="turn", disable=None, leave=False):
-        rates.append(matmul_rate(args))
-        order = WAYS if turn % 2 else WAYS[::-1]  # neither always follows the other
+        rates.append({precision: matmul_rate(precision, args) for precision in args.precisions})
+        order = list(steps) if turn % 2 else list(steps)[::-1]  # neither always follows the other
         turns.append({way: seconds(steps[way], turn, device=args.device) for way in order})
     turns, rates = turns[1:], rates[1:]  # the first warms up
-    ratios = [turn["plain"] / turn["dim"] for turn in turns]
-    shares = [work / rate / turn["dim"] for turn, rate in zip(turns, rates, strict=True)]
-    found = {"critic": critic, "estimator": estimator, "batch": batch, "gflop": work / 1e9, "turns": turns}
-    return found | {"ratios": ratios, "shares_of_limit": shares}
+    ratios = {pair: [turn[f"plain {pair[1]}"] / turn[f"dim {pair[0]}"] for turn in turns] for pair in pairs(args.precisions)}
+    shares = {p: [work / rate[p] / t[f"dim {p}"] for t, rate in zip(turns, rates, strict=True)] for p in args.precisions}
+    found = {"critic": critic, "estimator": estimator, "batch": batch, "gflop": work / 1e9, "turns": turns, "rates": rates}
+    return found | {"ratios": {" over ".join(pair): of for pair, of in ratios.items()}, "shares_of_limit": shares}
 
 
-def peak(way: str, critic: str, estimator: str, batch: int, args: argparse.Namespace) -> dict[str, float]:
+def pairs(precisions: list[str]) -> list[tuple[str, str]]:
+    """Of dim's precision and of the plain way's: the same, and bf16 over float32."""
+    return [pair for pair in itertools.product(precisions, repeat=2) if pair != ("float32", "bf16")]
+
+
+def peak(way: str, precision: str, critic: str, estimator: str, batch: int, args: argparse.Namespace) -> dict[str, float]:
     """MB that this process holds at most in three steps, and before them."""
     settle(args.threads)
-    step, before = stepper(way, critic, estimator, batch, args), high_water(torch.device(args.device))
+    step, before = stepper(way, precision, critic, estimator, batch, args), high_water(torch.device(args.device))
     for number in range(3):
         step(number)
     return {"peak": high_water(torch.device(args.device)), "before": before}
@@ -321,12 +329,17 @@ def spread(values: list[float], form: str) -> str:
     return f"{statistics.median(values):{form}} [{min(values):{form}}..{max(values):{form}}]"
 
 
-def row(found: dict) -> list[str]:
-    """A line of the table."""
-    images = [f"{found['batch'] / statistics.median(turn[way] for turn in found['turns']):.1f}" for way in WAYS]
-    memory = [f"{found['peak_mb'][way]['peak']:,.0f}" for way in WAYS]
-    name = f"{found['critic']}, {found['estimator']}, {found['batch']}"
-    return [name, *images, f"x{spread(found['ratios'], '.2f')}", spread(found["shares_of_limit"], ".0%"), *memory]
+def rows(found: dict) -> list[list[str]]:
+    """A line of the table for each pair of precisions."""
+    lines = []
+    for pair, ratios in found["ratios"].items():
+        own = pair.partition(" over ")[0]
+        ways = [f"{way} {precision}" for way, precision in zip(WAYS, pair.split(" over "), strict=True)]
+        images = [f"{found['batch'] / statistics.median(turn[way] for turn in found['turns']):.1f}" for way in ways]
+        memory = [f"{found['peak_mb'][way]['peak']:,.0f}" for way in ways]
+        name = f"{found['critic']}, {found['estimator']}, {found['batch']}, {pair}"
+        lines.append([name, *images, f"x{spread(ratios, '.2f')}", spread(found["shares_of_limit"][own], ".0%"), *memory])
+    return lines
 
 
 def main() -> None:
@@ -335,7 +348,7 @@ def main() -> None:
     parser.add_argument("--estimators", nargs="+", choices=list(TABLES), default=["infonce", "jsd", "dv"])
     parser.add_argument("--batches", type=int, nargs="+", default=[64, 256])
     parser.add_argument("--units", type=int, default=2048, help="of the dot critic; concat has its own 512")
-    parser.add_argument("--precision", choices=["float32", "bf16"], default="float32", help="of both ways")
+    parser.add_argument("--precisions", nargs="+", choices=["float32", "bf16"], default=["float32"], help="of both ways")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5, help="turns")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -346,7 +359,7 @@ def main() -> None:
     each = [(*case, argparse.Namespace(**vars(args) | {"units": args.units if case[0] == "dot" else 512})) for case in cases]
     # peaks first: on Linux a process starts its high-water mark at that of the process that starts it
     peaks = [
-        {way: in_fresh_process(peak, way, critic, estimator, batch, own) for way in WAYS}
+        {f"{way} {p}": in_fresh_process(peak, way, p, critic, estimator, batch, own) for way in WAYS for p in args.precisions}
         for critic, batch, estimator, own in tqdm(each, desc="peaks of memory", disable=None, leave=False)
     ]
     settle(args.threads)
@@ -355,7 +368,7 @@ def main() -> None:
         checks["official"] = check_official(args.official)
     on = machine(args.device)
     print("## A training step, two ways\n")
-    print(f"{args.precision}, units {args.units}, {args.repeats} turns; {', '.join(describe(on))}\n")
+    print(f"{' and '.join(args.precisions)}, units {args.units}, {args.repeats} turns; {', '.join(describe(on))}\n")
     found: list[dict] = []
     for (critic, batch, estimator, own), memory in zip(each, peaks, strict=True):
         found.append(measure(critic, estimator, batch, own) | {"peak_mb": memory})
@@ -364,8 +377,16 @@ def main() -> None:
             text = json.dumps({"machine": on, "options": options, "checks": checks, "cases": found}, indent=1)
             args.json.write_text(text + "\n")
     unit = "images per CPU second" if args.device == "cpu" else "images/s"
-    names = ["critic, estimator, batch", f"dim, {unit}", "plain", "plain / dim time", "share of limit", "dim, peak MB", "plain"]
-    print(markdown(names, [row(one) for one in found]))
+    names = [
+        "critic, estimator, batch, dim over plain",
+        f"dim, {unit}",
+        "plain",
+        "plain / dim time",
+        "share of limit",
+        "dim, peak MB",
+        "plain",
+    ]
+    print(markdown(names, [line for one in found for line in rows(one)]))
     worst = max(max(one.values()) for one in checks.values())
     print(f"\n- Losses and gradients before timing: largest relative difference {worst:.1e}")
 

@@ -99,8 +99,8 @@ def finetuned(
     labels_per_class: None for all labels; the indices of those used, such as an official fold; otherwise number `seed` of the
     draws over which the linear probe averages. view: changes the labelled images, and makes the augmentations that PAIRED
     losses compare; the other losses see the unlabelled images as they are. Those are `data.pretraining`, the labelled ones
-    among them; their labels are never read. One pass sees all pictures of a step, as in UDA, so with losses BatchNorm's statistics
-    are those of unlabelled images too. Same seed, same bits on a CPU.
+    among them; their labels are never read. One pass sees all pictures of a step, as in UDA, so with losses BatchNorm's
+    statistics are those of unlabelled images too. Same seed, same bits on a CPU.
     """
     how = FineTuning() if how is None else how
     view_for(how.losses, view)
