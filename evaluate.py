@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from dim import build, checkpoint, export, grid, report, signals, tracking
+from dim import build, checkpoint, export, grid, machine, report, signals, tracking
 from dim.average import Average
 from dim.config import Config, UserError, built, check, flat, leaves, require
 from dim.data import Dataset, keys
@@ -342,6 +342,7 @@ PICTURES = (
 
 def main(argv: list[str]) -> int:
     try:
+        machine.tune_products()
         with signals.raised():
             work(argv)
     except UserError as error:

@@ -100,15 +100,17 @@ def loop(
         logs = done % config.run.log_every == 0 or done == steps
         statistics = model.statistics() if c.skip_bad else None
 
-        # views -> maps and codes -> scores -> estimates -> the two losses
-        losses, at = together(pictures, index, step, keep_scores=logs)
-
-        # each loss to its owner: one backward pass, since no gradient crosses
         for name, opt in run.optimizers().items():
             opt.zero_grad()
             for group in opt.param_groups:
                 group["lr"] = rates[name] * schedule(step, steps)
-        (losses.encoder if losses.discriminator is None else losses.encoder + losses.discriminator).backward()
+
+        with machine.coarse_products(model.bf16):
+            # views -> maps and codes -> scores -> estimates -> the two losses
+            losses, at = together(pictures, index, step, keep_scores=logs)
+
+            # each loss to its owner: one backward pass, since no gradient crosses
+            (losses.encoder if losses.discriminator is None else losses.encoder + losses.discriminator).backward()
         watched = {**losses.parts, "loss": losses.encoder}
         for name, opt in run.optimizers().items():
             watched[name.replace("optimizer", "gradient_norm")] = metrics.gradient_norm(opt)
@@ -198,6 +200,7 @@ def main(argv: list[str]) -> int:
             who = f"error: process {(place := distributed.place())} of {distributed.asked_for()}"
             sys.stdout = sys.stdout if place == 0 else open(os.devnull, "w")  # noqa: SIM115, the process ends with it
         machine.tune_process()
+        machine.tune_products()
         flags, default = (
             {"dry-run": "print shapes, sizes, negatives and the memory it would take, then stop"},
             HERE / "configs" / "digits.yaml",

@@ -27,6 +27,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -49,6 +50,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from dim.critics import Concat, Critic, Dot, ResidualHead
+from dim.machine import coarse_products
 
 TOLERANCE = 1e-3  # relative, of losses and gradients in float32: the sums run in another order over scores of 45 and more
 WAYS = ("dim", "plain")
@@ -237,13 +239,15 @@ def stepper(
     """step -> one training step of this way."""
     t = training(batch, critic, args.units, args.device, estimator, scale=1.0)
     bf16 = torch.autocast(t.device.type, torch.bfloat16, enabled=precision == "bf16")
+    coarse = partial(coarse_products, precision == "bf16")
     if way == "dim":
 
         def step(number: int) -> None:
-            with bf16:
-                losses = t.objective(t.encoder(t.pictures), t.index, 0, number)
             t.optimizer.zero_grad()
-            losses.encoder.backward()
+            with coarse():
+                with bf16:
+                    losses = t.objective(t.encoder(t.pictures), t.index, 0, number)
+                losses.encoder.backward()
             update(t, number, losses)
 
         return step
@@ -252,10 +256,11 @@ def stepper(
     optimizer = torch.optim.Adam(plain.parameters(), t.optimizer.defaults["lr"], betas)
 
     def plain_step(number: int) -> None:
-        with bf16:
-            loss = plain(pictures)
         optimizer.zero_grad()
-        loss.backward()
+        with coarse():
+            with bf16:
+                loss = plain(pictures)
+            loss.backward()
         optimizer.step()
 
     return plain_step

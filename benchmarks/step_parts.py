@@ -49,7 +49,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 from dim import build
 from dim.encoders import places
 from dim.guard import Guard
-from dim.machine import tune_process
+from dim.machine import tune_process, tune_products
 from dim.objective import Losses, Objective, Term
 from dim.reading import read
 
@@ -339,6 +339,7 @@ def in_fresh_process(work: Callable[..., Any], *args: Any) -> Any:
 def settle(threads: int) -> None:
     """The process-wide settings of train.py, and the number of threads."""
     tune_process()
+    tune_products()
     torch.set_num_threads(threads)
 
 

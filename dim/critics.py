@@ -5,6 +5,7 @@ A anchors (global vectors y), P images in the pool, L locations of a map, K nega
     embed(y [A, Dy], m [P, Dm, L])   -> a [A, U], b [P, L, U]    each vector once: the costly part
     score(a, b)                      -> scores of the pairs given, broadcast over leading dimensions
     pairs(a, b, out, rows)           -> neg [A, K]               gather and score, or where all are asked the table
+    scores(a, b, own, out, rows)     -> pos [A, L], neg [A, K]   where there is a table, both are read from it
 
 Scores are at least float32 whatever autocast says; float64 stays.
 """
@@ -46,6 +47,11 @@ class Critic(nn.Module, ABC):
             return left(self.table(a, b), out)
         return self.score(a[:, None], gathered(b.flatten(0, 1), rows))
 
+    def scores(self, a: Tensor, b: Tensor, own: Tensor, out: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Scores of each anchor with its own map, whose place in the pool is own [A], and of its negatives as `pairs` gives
+        them: pos [A, L], neg [A, K]."""
+        return self.score(a[:, None], b.index_select(0, own)), self.pairs(a, b, out, rows)
+
 
 class InnerProduct(Critic):
     """Critics whose score is factor * <a, b>: all pairs are one matmul."""
@@ -75,6 +81,12 @@ class InnerProduct(Critic):
         if rows is not None and self.from_table(rows.shape[1], b.shape[0] * b.shape[1]):
             return self.table(a, b).flatten(1).gather(1, rows)
         return super().pairs(a, b, out, rows)
+
+    def scores(self, a: Tensor, b: Tensor, own: Tensor, out: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if rows is not None and not self.from_table(rows.shape[1], b.shape[0] * b.shape[1]):
+            return super().scores(a, b, own, out, rows)
+        table = self.table(a, b)
+        return picked(table, own[:, None]), left(table, out) if rows is None else table.flatten(1).gather(1, rows)
 
 
 class Dot(InnerProduct):
@@ -209,6 +221,9 @@ class Projected(Critic):
     def pairs(self, a: Tensor, b: Tensor, out: Tensor, rows: Tensor | None = None) -> Tensor:
         return self.critic.pairs(a, b, out, rows)
 
+    def scores(self, a: Tensor, b: Tensor, own: Tensor, out: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.critic.scores(a, b, own, out, rows)
+
 
 def by_rows(layer: nn.Module, m: Tensor) -> Tensor:
     """Apply a layer of vectors to every location: m [P, D, L] -> [P, L, U]. No copy where m lies channels last."""
@@ -222,10 +237,13 @@ def gathered(b: Tensor, rows: Tensor) -> Tensor:
 
 def left(table: Tensor, out: Tensor) -> Tensor:
     """table [A, P, L], out [A, E] -> [A, (P - E) L]: those images left out for each anchor, the others in order."""
-    anchors, images, _ = table.shape
-    others = skipping(torch.arange(images - out.shape[1], device=out.device), out)  # [A, P - E]
-    flat = others + images * torch.arange(anchors, device=out.device)[:, None]
-    return table.flatten(0, 1).index_select(0, flat.flatten()).view(anchors, -1)
+    return picked(table, skipping(torch.arange(table.shape[1] - out.shape[1], device=out.device), out))
+
+
+def picked(table: Tensor, images: Tensor) -> Tensor:
+    """table [A, P, L], images [A, I], places in the pool for each anchor -> [A, I L]: their scores, in that order."""
+    flat = images + table.shape[1] * torch.arange(len(table), device=images.device)[:, None]
+    return table.flatten(0, 1).index_select(0, flat.flatten()).view(len(table), -1)
 
 
 CRITICS = {"dot": Dot, "cosine": Cosine, "bilinear": Bilinear, "concat": Concat}

@@ -98,14 +98,14 @@ class Term(nn.Module):
     def of_anchors(self, side: Side, some: slice) -> list[Scores]:
         """Scores of some of the anchors; of a symmetric term those of their own locations as anchors too."""
         a, b = side.a[some], side.pool.b
-        mine = b.index_select(0, side.pool.own[some])  # each anchor's own map [A, L, U]
-        pos = self.critic.score(a[:, None], mine)  # own locations [A, L]
         rows = None if side.rows is None else side.rows[some]
-        found = [Scores(pos, self.critic.pairs(a, b, side.pool.out[some], rows))]  # real negatives only
+        # own locations [A, L], real negatives only [A, K]
+        found = [Scores(*self.critic.scores(a, b, side.pool.own[some], side.pool.out[some], rows))]
         if side.back is not None:
+            mine = b.index_select(0, side.pool.own[some])  # each anchor's own map [A, L, U]
             own = side.place[some].repeat_interleave(b.shape[1])  # of a location, its anchor
             neg = self.critic.pairs(mine.flatten(0, 1), side.back, own[:, None])  # [A L, A - 1]
-            found.append(Scores(pos.reshape(-1, 1), neg))
+            found.append(Scores(found[0].pos.reshape(-1, 1), neg))
         return found
 
     def estimate(self, scores: list[Scores]) -> Tensor:

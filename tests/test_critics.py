@@ -257,6 +257,11 @@ def test_all_other_images_by_loop_by_none_and_by_rows(make, gather, own):
     assert expected.shape == (len(own), (images - 1) * locations)
     assert_same_scores(critic.pairs(a, b, torch.tensor(own)[:, None]), expected, [a, b])
     assert_same_scores(critic.pairs(a, b, torch.tensor(own)[:, None], rows), expected, [a, b])
+    positive = scores_by_loop(critic, a, b, [[(j, place) for place in range(locations)] for j in own])
+    for asked in (None, rows):
+        pos, neg = critic.scores(a, b, torch.tensor(own), torch.tensor(own)[:, None], asked)
+        assert_same_scores(pos, positive, [a, b])
+        assert_same_scores(neg, expected, [a, b])
 
 
 @pytest.mark.parametrize(("k", "tables"), [(1, 0), (2, 1), (5, 1)])
@@ -271,6 +276,10 @@ def test_dot_reads_its_table_from_a_share_of_the_pool_on(k, tables):
     places = [[divmod(row, 8) for row in chosen] for chosen in rows.tolist()]
     assert_same_scores(critic.pairs(a, b, torch.arange(8)[:, None], rows), scores_by_loop(critic, a, b, places), [a, b])
     assert len(made) == tables
+    pos, neg = critic.scores(a, b, torch.arange(8), torch.arange(8)[:, None], rows)
+    assert_same_scores(neg, scores_by_loop(critic, a, b, places), [a, b])
+    assert_same_scores(pos, critic.score(a[:, None], b), [a, b])
+    assert len(made) == 2 * tables  # one for both
 
 
 # ---- precision
@@ -282,7 +291,8 @@ def every_score(critic, a, b):
     critic.GATHER = 0
     gathered = critic.pairs(a, b, own, few)
     critic.GATHER = 32
-    return [critic.score(a[:, None], b), critic.table(a, b), critic.pairs(a, b, own), critic.pairs(a, b, own, few), gathered]
+    read = [critic.pairs(a, b, own), critic.pairs(a, b, own, few), *critic.scores(a, b, own[:, 0], own)]
+    return [critic.score(a[:, None], b), critic.table(a, b), *read, gathered]
 
 
 @each_critic

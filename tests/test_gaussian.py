@@ -14,6 +14,7 @@ from scipy.stats import multivariate_normal, norm
 import evaluate
 import train
 from dim import checkpoint, gaussian
+from dim.critics import Critic
 from dim.estimators import infonce, nwj
 from dim.gaussian import correlation, log_ratio, pairs
 from dim.guard import Guard
@@ -57,7 +58,7 @@ def test_draws_are_a_function_of_seed_purpose_and_step():
         assert not torch.equal(first[0], pairs(4, 8, 3, 0.5, *place)[0])
 
 
-class Best(torch.nn.Module):
+class Best(Critic):
     """The best critic in a term's place; embeds nothing."""
 
     def __init__(self, rho):
@@ -69,12 +70,6 @@ class Best(torch.nn.Module):
 
     def score(self, a, b):
         return log_ratio(*torch.broadcast_tensors(a, b), self.rho)
-
-    def table(self, a, b):
-        return self.score(a[:, None, None], b)
-
-    def pairs(self, a, b, out, rows):
-        return self.score(a[:, None], b.flatten(0, 1)[rows])
 
 
 def config(*words):
