@@ -68,9 +68,26 @@ def test_a_number_of_epochs_near_the_last_is_not_believed(best, converged):
 def test_the_network_is_the_papers():
     net = mlp.network(64, 10, 0.1)
     kinds = [type(layer) for layer in net]
-    assert kinds == [nn.Dropout, nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
+    assert kinds == [mlp.Dropout, nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
     assert net[1].weight.shape == (200, 64)
-    assert net[0].p == 0.1
+    assert net[0].share == 0.1
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
+def test_dropout_is_torchs_but_for_its_draws(share):
+    drop, x = mlp.Dropout(share), torch.full((301, 999), 2.0, requires_grad=True)
+    torch.manual_seed(0)
+    found, again = drop(x), drop(x)
+    n = x.numel()
+    assert (found == 0).double().mean().item() == pytest.approx(share, abs=5 * (share * (1 - share) / n) ** 0.5)
+    torch.testing.assert_close(found[found != 0], torch.full_like(found[found != 0], 2 / (1 - share)))
+    both = ((found == 0) & (again == 0)).double().mean().item()  # independent from one pass to the next
+    assert both == pytest.approx(share**2, abs=5 * (share / n) ** 0.5)
+    beside = ((found[:, 1:] == 0) & (found[:, :-1] == 0)).double().mean().item()  # and from one number to the next
+    assert beside == pytest.approx(share**2, abs=5 * (share / n) ** 0.5)
+    (gradient,) = torch.autograd.grad(found.sum(), x)
+    torch.testing.assert_close(gradient, found.detach() / 2)
+    assert drop.eval()(x) is x
 
 
 def test_rates_fall_after_their_epochs_and_dropout_is_on_in_training_only(monkeypatch):

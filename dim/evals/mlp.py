@@ -60,10 +60,28 @@ def epochs(x: Tensor, labels: Tensor, count: int, recipe: Recipe, seed: int = 0)
         yield net.eval()
 
 
+class Dropout(nn.Module):
+    """nn.Dropout, whose share is exact to 1 / 65,536, with four numbers of a mask from one draw of 64 bits.
+
+    torch draws them one by one on a CPU, which took half of the network's time.
+    """
+
+    def __init__(self, share: float):
+        super().__init__()
+        self.share = share
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
+        kept = draws.view(torch.int16)[: x.numel()].view(x.shape) >= round(self.share * 2**16) - 2**15
+        return x * kept.to(x.dtype).mul_(1 / (1 - self.share))
+
+
 def network(width: int, classes: int, dropout: float) -> nn.Sequential:
     """features [n, width] -> scores [n, classes]; dropout before the hidden layer, as in the official code."""
     return nn.Sequential(
-        nn.Dropout(dropout),
+        Dropout(dropout),
         nn.Linear(width, HIDDEN, bias=False),
         nn.BatchNorm1d(HIDDEN),
         nn.ReLU(),
