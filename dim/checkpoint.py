@@ -29,6 +29,7 @@ KEYS = {  # what every run saves, and of which kind
     **dict.fromkeys(("encoder", "objective", "optimizer", "sums", "data", "versions", "config"), dict),
     **dict.fromkeys(("format", "step", "steps", "log_length"), int),
 }
+DATA = {"name": str, "shape": list, "levels": int, "signed": bool, "images": int, "files": torch.Tensor}  # `Dataset.facts`
 DIGITS = 64  # of a SHA-256 in hexadecimal
 NO_COMMENT, COMMENT = (0).to_bytes(2, "little"), DIGITS.to_bytes(2, "little")  # a zip file ends with the length of its comment
 
@@ -86,6 +87,10 @@ def opened(content: bytes | memoryview) -> dict:
         raise ValueError(f"it has format {state['format']}, and this dim reads format {FORMAT}")
     if wrong := [key for key, kind in KEYS.items() if not isinstance(state.get(key), kind)]:
         raise ValueError(f"it lacks {', '.join(wrong)}")
+    if wrong := [f"data.{key}" for key, kind in DATA.items() if not isinstance(state["data"].get(key), kind)]:
+        raise ValueError(f"it lacks {', '.join(wrong)}")
+    if not 0 <= state["step"] <= state["steps"]:
+        raise ValueError(f"it says step {state['step']} of {state['steps']}")
     return state
 
 

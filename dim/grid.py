@@ -71,7 +71,7 @@ def finished(folder: Path) -> bool:
     try:
         found = json.loads((folder / "summary.json").read_bytes())
         return found["step"] == found["steps"]
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return False
 
 

@@ -40,7 +40,7 @@ def opened(path: Path, run: dict, force: bool = False) -> dict:
         for part in (part for name, part in content.items() if name != "run"):
             part["protocol"], part["rows"].items(), part.get("columns", {}).items()
         numbers(content), comparison({"": content}), markdown(content, "")  # all that is done with it later
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         same = False
     return content | {"run": content["run"] | run} if same and not force else {"run": run}
 

@@ -18,6 +18,8 @@ from dim.config import UserError
 STATE = {
     **{key: {} if kind is dict else 0 for key, kind in checkpoint.KEYS.items() if key != "format"},
     "encoder": {"weight": torch.arange(1000.0), "bias": torch.arange(10)},
+    "data": {"name": "made", "shape": [1, 8, 8], "levels": 16, "signed": True, "images": 3, "files": torch.arange(3)},
+    "steps": 1000,
 }
 
 
@@ -186,6 +188,10 @@ def test_no_file_runs_code_or_unpacks_to_more_than_it_is(tmp_path):
         ({"format": 99}, "it has format 99, and this dim reads format 1"),
         ({"step": "many"}, "it lacks step"),
         ({"encoder": None}, "it lacks encoder"),
+        ({"data": {}}, "it lacks data.name, data.shape, data.levels"),
+        ({"data": STATE["data"] | {"shape": 8}}, "it lacks data.shape"),
+        ({"step": 1001}, "it says step 1001 of 1000"),
+        ({"step": -1}, "it says step -1 of 1000"),
     ],
 )
 def test_the_state_of_something_else_is_refused(tmp_path, change, message):

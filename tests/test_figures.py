@@ -306,6 +306,9 @@ def test_rows_behind_the_checkpoint_are_not_drawn(plain, tmp_path):
     assert curves.log_rows(tmp_path, state) == rows
     with pytest.raises(UserError, match="no row yet"):
         curves.log_rows(tmp_path, state | {"log_length": 0})
+    (tmp_path / "metrics.jsonl").write_bytes(b"[" * state["log_length"])
+    with pytest.raises(UserError, match="a row is damaged"):
+        curves.log_rows(tmp_path, state)
 
 
 # ---- drawing

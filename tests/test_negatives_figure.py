@@ -204,6 +204,8 @@ def test_unfinished_runs_are_left_out_and_a_run_is_no_grid(tmp_path):
     assert train.main(tiny(tmp_path / "grid" / "k-2")) == 0
     (tmp_path / "grid" / "k-3").mkdir()
     (tmp_path / "grid" / "k-3" / "config.yaml").write_text("seed: 1\n")
-    assert grid.runs_of(tmp_path / "grid") == ([tmp_path / "grid" / "k-2"], [tmp_path / "grid" / "k-3"])
+    for summary in ("{}", "[" * 100_000, '{"step": 1, "steps": 3}', "\x00"):
+        (tmp_path / "grid" / "k-3" / "summary.json").write_text(summary)
+        assert grid.runs_of(tmp_path / "grid") == ([tmp_path / "grid" / "k-2"], [tmp_path / "grid" / "k-3"])
     assert grid.runs_of(tmp_path / "grid" / "k-2") == ([], [])
     assert grid.runs_of(tmp_path / "nothing") == ([], [])

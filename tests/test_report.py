@@ -51,7 +51,7 @@ def test_a_report_belongs_to_weights_images_and_split(tmp_path):
     assert report.opened(path, RUN, force=True) == {"run": RUN}
     for key in ("weights_sha256", "data_sha256", "split_seed", "fit", "shape"):
         assert report.opened(path, RUN | {key: "other"}) == {"run": RUN | {key: "other"}}
-    for damage in ("", "{", "[]", '{"run": 3}', '"text"'):
+    for damage in ("", "{", "[]", '{"run": 3}', '"text"', "[" * 100_000):
         path.write_text(damage)
         assert report.opened(path, RUN) == {"run": RUN}
     sound = content["linear"]

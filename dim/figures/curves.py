@@ -72,7 +72,7 @@ def log_rows(folder: Path, state: dict) -> list[dict]:
     path = folder / "metrics.jsonl"
     try:
         rows = [json.loads(line) for line in path.read_bytes()[: state["log_length"]].splitlines()]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or 'a row is damaged'}") from None
     if not rows:
         raise UserError(f"{path} has no row yet, so there is no curve to draw: continue the run")

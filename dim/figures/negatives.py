@@ -59,7 +59,7 @@ def point(folder: Path, config: Config, axes: Sequence[str], report: dict | None
                         values[f"{layer} validation accuracy"] = 100 * cells["all"]["validation_accuracy"]
             values[BOUND] = last[f"{name}/bound_{unit}"]
         ceiling = last[f"{name}/ceiling_{unit}"]
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         raise UserError(f"{folder}/summary.json is damaged or of an unfinished run: train the grid again") from None
     settings = flat(config)
     return Point({key: settings[key] for key in axes}, values, unit, ceiling, truth)
