@@ -216,7 +216,17 @@ FAULTS = (
     Fault("a rank that skips a bad step alone", "guard", "flags = any_of(flags)", "flags = flags", "distributed"),
     Fault("a rank that stops alone", "distributed", 'dist.all_reduce(found, dist.ReduceOp.MAX, group=GROUPS["host"])', "pass", "distributed"),
     Fault("freed memory given back", "machine", "mallopt(M_MMAP_MAX, 0)", "pass", "machine"),
-    Fault("bf16 on a processor without it", "machine", "return not BF16.isdisjoint(flags.split())", "return True", "machine"),
+    Fault("bf16 on a processor without it", "machine", "return not BF16.isdisjoint(", "return True or (", "machine"),
+    Fault("own pairs' scores of the first image", "critics", "picked(table, own[:, None])", "picked(table, own[:, None] * 0)", "critics"),
+    Fault("rounded factors in float32 too", "../train", "coarse_products(model.bf16)", "coarse_products(True)", "machine"),
+    Fault("factors stay rounded after the step", "machine", "            place.fp32_precision = kept", "            pass", "machine"),
+    Fault("AMD's products taken unseen", "machine", "if not exact_products():", "if False:", "machine"),
+    Fault("dropout without its scale", "evals/mlp", ".mul_(1 / (1 - self.share))", "", "mlp"),
+    Fault("the sharpened side exchanged", "evals/unlabelled", "temperature=1.0, target_temperature=0.4)", "temperature=0.4, target_temperature=1.0)", "unlabelled"),
+    Fault("a column that means something else is kept", "report", "before.get(column, words) != words", "False", "report"),
+    Fault("columns that are there are measured again", "evals/protocol", "        if column in known:\n            continue\n", "", "protocol"),
+    Fault("rows that lack a column count as done", "../evaluate", "or part.columns.keys() - rows", "or set() and rows", "evaluate"),
+    Fault("a state beyond its end is loaded", "checkpoint", 'if not 0 <= state["step"] <= state["steps"]:', "if False:", "checkpoint"),
 )  # fmt: skip
 
 
