@@ -139,10 +139,12 @@ def values_of(part: dict) -> tuple[list[str], dict[str, list[str]]]:
 
 def headline(part: dict) -> str:
     """Trained fc against the best random layer and the best raw row, in one column, whoever wins; "" where one is missing."""
-    column = "10" if "10" in part["columns"] else "all"
-    score = {name: row[column]["accuracy"] for name, row in part["rows"].items() if column in row}
-    kinds = {kind: [name for name in score if name.startswith(kind)] for kind in ("trained fc", "random", "raw")}
-    if not all(kinds.values()):
+    for column in ("10", "all"):  # the first one that all of them have
+        score = {name: row[column]["accuracy"] for name, row in part["rows"].items() if column in row}
+        kinds = {kind: [name for name in score if name.startswith(kind)] for kind in ("trained fc", "random", "raw")}
+        if all(kinds.values()):
+            break
+    else:
         return ""
     rivals = [max(kinds[kind], key=score.__getitem__) for kind in ("random", "raw")]
     trained = 100 * score[kinds["trained fc"][0]]

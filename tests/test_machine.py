@@ -150,6 +150,7 @@ def faults():
 tiny = torch.tensor([1e-40])
 print(faults(), bool(tiny * 1 == 0))
 machine.tune_process()
+faults()  # the heap grows by a tensor or a few, depending on what lies at its end
 print(faults(), bool(tiny * 1 == 0))
 """
 
@@ -159,5 +160,5 @@ def test_only_the_command_line_keeps_freed_memory_and_flushes_denormals():
     done = subprocess.run([sys.executable, "-c", FREED], cwd=ROOT, capture_output=True, text=True, check=True)
     (before, flushed_before), (after, flushed_after) = (line.split() for line in done.stdout.splitlines())
     assert int(before) > 10 * 9000 * 4096 / mmap.PAGESIZE  # a fault for each page of each tensor
-    assert int(after) < int(before) / 2  # the heap grows by one tensor or a few
+    assert int(after) < int(before) / 5
     assert (flushed_before, flushed_after) == ("False", "True")

@@ -40,6 +40,10 @@ def test_the_headline_names_the_winner_whoever_it_is():
     )
     assert report.headline(result(0.55)).endswith("random conv 60.0 (-5.0) and raw pixels 50.0 (+5.0): not ahead of both")
     assert report.headline(part({"trained y": 0.5})) == ""
+    both = result(0.7)
+    both["columns"]["10"] = "10 drawn"
+    both["rows"]["trained y"]["10"] = both["rows"]["trained y"]["all"]  # one row alone has this column
+    assert report.headline(both) == report.headline(result(0.7))
 
 
 def test_a_report_belongs_to_weights_images_and_split(tmp_path):
