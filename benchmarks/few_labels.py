@@ -10,13 +10,14 @@ the trained encoder and of its first weights, and raw pixels; one JSON for each 
 Fine-tuning (`dim.evals.finetune`): 10 and 250 labels a class, the run's encoder with no loss on unlabelled images and with
 each one, and its first weights without; three seeds. Adaptation (`dim.evals.adapt`): a classifier fine-tuned on all labels of
 the data as they are, moved to noise and to low contrast, with as many images of each class and with unequal classes, by the
-information loss with two weights of its diversity term; three seeds, each with a classifier of its own (RUN/few_labels).
+information loss with two weights of its diversity term, at two rates; three seeds, each with a classifier of its own (RUN/few_labels).
 
 The same command continues. In fine-tuning and adaptation a seed means a draw of labels, a head and an order: the pretrained
 encoder is RUN's, so the spread is not that of pretraining. That of the linear probe is, where several runs are given.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -51,7 +52,7 @@ RESULTS = Path(__file__).resolve().parent.parent / "results" / "few_labels"
 SEEDS = (0, 1, 2)
 LABELS, FINE_LABELS = (10, 50, 250), (10, 250)
 LOSSES = {"none": {}, **{name: {name: 1.0} for name in UNLABELLED}}
-DIVERSITIES = (0.1, 1.0)
+DIVERSITIES, RATES = (0.1, 1.0), ("1e-4", "1e-5")
 
 PROBED = {  # name, the JSON's with the seed of the run behind it: name and kind of the features, layer, labels a class
     f"linear_{kind}_{layer}_{labels}": (row, kind, layer, labels) for row, kind, layer in places(LAYERS) for labels in LABELS
@@ -63,11 +64,12 @@ FINETUNING = {  # name: encoder, labels a class, losses, seed
     for loss in losses
     for seed in SEEDS
 }
-ADAPTATION = {  # name: corruption, classes, weight of diversity, seed
-    f"adapt_{kind}_{classes}_{diversity:g}_seed{seed}": (kind, classes, diversity, seed)
+ADAPTATION = {  # name: corruption, classes, weight of diversity, rate, seed
+    f"adapt_{kind}_{classes}_{diversity:g}_{rate}_seed{seed}": (kind, classes, diversity, float(rate), seed)
     for kind in ("noise", "contrast")
     for classes in ("balanced", "unbalanced")
     for diversity in DIVERSITIES
+    for rate in RATES
     for seed in SEEDS
 }
 
@@ -212,14 +214,14 @@ def fine(name: str, run: Run, short: dict) -> dict:
 
 def moved(name: str, run: Run, short: dict) -> dict:
     """One point of adaptation, and the commit at which its classifier was trained."""
-    kind, classes, diversity, seed = ADAPTATION[name]
+    kind, classes, diversity, lr, seed = ADAPTATION[name]
     how = FineTuning(seed=seed, **short)
     folder = run.folder / "few_labels" / run.facts["weights_sha256"][:12]
     model, made_at = source(run.config, run.data, run.state, how, folder)
     target = corrupted(run.data, kind, seed)
     if classes == "unbalanced":
         target = unbalanced(target, seed=seed)
-    return {"source_commit": made_at, "result": adapt(model, target, diversity=diversity, seed=seed, **short)}
+    return {"source_commit": made_at, "result": adapt(model, target, diversity=diversity, lr=lr, seed=seed, **short)}
 
 
 def source(config: Config, data: Dataset, state: dict, how: FineTuning, folder: Path) -> tuple[Classifier, str]:
@@ -276,14 +278,14 @@ def tables(results: Path) -> str:
             cells.append(cell([found["accuracy"] for found in read(results, names)]))
         lines.append(f"| {encoder} encoder, " + (loss if loss != "none" else "labels only") + f" | {' | '.join(cells)} |")
     kinds = ("before", "statistics", "after")
-    lines += ["", "| adapted to | diversity | " + " | ".join(kinds) + " | classes after |", "|---|---|---|---|---|---|"]
+    lines += ["", "| adapted to | diversity | rate | " + " | ".join(kinds) + " | classes after |", "|---" * 7 + "|"]
     for kind in ("noise", "contrast"):
         for classes in ("balanced", "unbalanced"):
-            for diversity in DIVERSITIES:
-                found = read(results, [f"adapt_{kind}_{classes}_{diversity:g}_seed{seed}" for seed in SEEDS])
+            for diversity, rate in itertools.product(DIVERSITIES, RATES):
+                found = read(results, [f"adapt_{kind}_{classes}_{diversity:g}_{rate}_seed{seed}" for seed in SEEDS])
                 cells = [cell([each[k]["accuracy"] for each in found]) for k in kinds]
                 cells.append(cell([each["after"]["class_accuracy"] for each in found]))
-                lines.append(f"| {kind}, {classes} | {diversity:g} | {' | '.join(cells)} |")
+                lines.append(f"| {kind}, {classes} | {diversity:g} | {rate} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

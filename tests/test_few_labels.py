@@ -20,11 +20,11 @@ from dim.reading import saved
 
 def test_points_are_what_their_names_say():
     assert len(few_labels.FINETUNING) == 2 * 3 * (5 + 1)
-    assert len(few_labels.ADAPTATION) == 2 * 2 * 2 * 3
+    assert len(few_labels.ADAPTATION) == 2 * 2 * 2 * 2 * 3
     assert len(few_labels.PROBED) == (1 + 2 * 3) * 3
     assert few_labels.PROBED["linear_random_conv_250"] == ("random conv", "random", "conv", 250)
     assert few_labels.FINETUNING["finetune_trained_250_pseudo_seed2"] == ("trained", 250, "pseudo", 2)
-    assert few_labels.ADAPTATION["adapt_noise_unbalanced_0.1_seed1"] == ("noise", "unbalanced", 0.1, 1)
+    assert few_labels.ADAPTATION["adapt_noise_unbalanced_0.1_1e-5_seed1"] == ("noise", "unbalanced", 0.1, 1e-5, 1)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def run(tmp_path_factory):
 
 
 def test_points_are_measured_once_and_tabled(run, tmp_path, monkeypatch, capsys):
-    names = ("finetune_trained_10_consistency_seed1", "finetune_random_10_none_seed0", "adapt_contrast_unbalanced_1_seed2")
+    names = ("finetune_trained_10_consistency_seed1", "finetune_random_10_none_seed0", "adapt_contrast_unbalanced_1_1e-4_seed2")
     words = ["few_labels.py", str(run), *names, "--steps", "2", "--results", str(tmp_path / "results")]
     monkeypatch.setattr(sys, "argv", words)
     few_labels.main()
@@ -133,12 +133,12 @@ def test_only_runs_that_differ_in_their_seed_alone_have_a_spread(run, other_seed
 def test_every_point_says_its_commits(run, two_draws, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(few_labels, "commit", lambda: "a1-dirty")
     (run / "commit.txt").write_text("b2\n")
-    names = ("adapt_noise_balanced_1_seed1", "finetune_random_10_none_seed1", "linear_trained_y_50")
+    names = ("adapt_noise_balanced_1_1e-5_seed1", "finetune_random_10_none_seed1", "linear_trained_y_50")
     found = asked(monkeypatch, tmp_path, run, *names, "--steps", "3")
     assert [(point["training_commit"], point["commit"]) for point in found.values()] == [("b2", "a1-dirty")] * 3
     monkeypatch.setattr(few_labels, "commit", lambda: "c3")
     later = asked(monkeypatch, tmp_path, run, names[0].replace("balanced", "unbalanced"), "--steps", "3")
-    point = later["adapt_noise_unbalanced_1_seed1"]
+    point = later["adapt_noise_unbalanced_1_1e-5_seed1"]
     assert (point["commit"], point["source_commit"]) == ("c3", "a1-dirty")  # its classifier was there
     (run / "commit.txt").unlink()
     capsys.readouterr()
@@ -170,13 +170,20 @@ def same(one: dict, other: dict) -> bool:
 
 
 def test_points_of_adaptation_have_their_classes_and_a_classifier_for_each_seed(handed):
-    names = [f"adapt_contrast_{point}" for point in ("balanced_0.1_seed0", "balanced_0.1_seed1", "unbalanced_0.1_seed0")]
+    names = [f"adapt_contrast_{point}" for point in ("balanced_0.1_1e-4_seed0", "balanced_0.1_1e-4_seed1", "unbalanced_0.1_1e-4_seed0")]
     (first, balanced), (second, _), (again, long_tail) = handed("adapt", *names)
     assert same(first.state_dict(), again.state_dict())
     assert not same(first.head.state_dict(), second.head.state_dict())
     for part in ("train", "test"):
         full, cut = (getattr(data, part).labels.bincount().tolist() for data in (balanced, long_tail))
         assert cut == [round(n * 0.1 ** (c / 9)) for c, n in enumerate(full)]
+
+
+def test_points_of_adaptation_have_the_rate_of_their_name(run, two_draws, tmp_path, monkeypatch, capsys):
+    names = [f"adapt_contrast_balanced_1_{rate}_seed0" for rate in few_labels.RATES]
+    found = asked(monkeypatch, tmp_path, run, *names, "--steps", "2")
+    assert [found[name]["result"]["lr"] for name in names] == [1e-4, 1e-5]
+    capsys.readouterr()
 
 
 def test_points_of_fine_tuning_have_the_encoder_of_their_name(handed, run):
@@ -191,10 +198,10 @@ def test_each_column_of_adaptation_is_what_its_head_says(tmp_path):
     shares = {"before": (0.1, 0.4), "statistics": (0.2, 0.5), "after": (0.3, 0.6)}
     result = {name: {"accuracy": images, "class_accuracy": classes} for name, (images, classes) in shares.items()}
     for seed in few_labels.SEEDS:
-        (tmp_path / f"adapt_noise_unbalanced_1_seed{seed}.json").write_text(json.dumps({"result": result}))
+        (tmp_path / f"adapt_noise_unbalanced_1_1e-5_seed{seed}.json").write_text(json.dumps({"result": result}))
     table = few_labels.tables(tmp_path)
-    assert "| adapted to | diversity | before | statistics | after | classes after |" in table
-    assert "| noise, unbalanced | 1 | 10.0 +- 0.0 | 20.0 +- 0.0 | 30.0 +- 0.0 | 60.0 +- 0.0 |" in table
+    assert "| adapted to | diversity | rate | before | statistics | after | classes after |" in table
+    assert "| noise, unbalanced | 1 | 1e-5 | 10.0 +- 0.0 | 20.0 +- 0.0 | 30.0 +- 0.0 | 60.0 +- 0.0 |" in table
 
 
 def test_the_random_encoder_is_the_runs_before_training(run):
