@@ -10,7 +10,8 @@ the trained encoder and of its first weights, and raw pixels; one JSON for each 
 Fine-tuning (`dim.evals.finetune`): 10 and 250 labels a class, the run's encoder with no loss on unlabelled images and with
 each one, and its first weights without; three seeds. Adaptation (`dim.evals.adapt`): a classifier fine-tuned on all labels of
 the data as they are, moved to noise and to low contrast, with as many images of each class and with unequal classes, by the
-information loss with two weights of its diversity term, at two rates; three seeds, each with a classifier of its own (RUN/few_labels).
+information loss with two weights of its diversity term, at two rates; three seeds, each with its own classifier
+(RUN/few_labels).
 
 The same command continues. In fine-tuning and adaptation a seed means a draw of labels, a head and an order: the pretrained
 encoder is RUN's, so the spread is not that of pretraining. That of the linear probe is, where several runs are given.

@@ -70,6 +70,13 @@ def test_a_column_that_is_constant_in_training_is_dead_everywhere(ranks):
     assert found[:, [0, 2]].abs().amin() > 0
 
 
+@pytest.mark.parametrize("scale", [2.0**-990, 2.0**990])
+def test_the_unit_of_a_column_means_nothing(scale):
+    values = torch.randn(100, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    expected, _ = standardised(values, torch.arange(50), ranks=False)
+    assert torch.equal(standardised(values * scale, torch.arange(50), ranks=False)[0], expected)
+
+
 def test_what_lies_far_out_is_cut():
     values = torch.randn(100, 1, generator=torch.Generator().manual_seed(2))
     values[60], values[61] = 1e30, -1e30
@@ -122,6 +129,8 @@ def test_arrays_of_every_kind_become_tables():
         (torch.zeros(40, 2, dtype=torch.complex64), "complex64: needed are real"),
         (np.where(np.arange(80).reshape(40, 2) < 3, np.nan, 1.0), "x has 3 of 80 values that are not finite"),
         (np.full((40, 1), np.inf), "x has 40 of 40 values"),
+        (np.array(["a"] * 40), "x is no array of numbers: "),
+        ([[1.0], [1.0, 2.0]], "x is no array of numbers: "),
     ],
 )
 def test_what_is_no_table_is_refused(values, message):

@@ -170,7 +170,8 @@ def same(one: dict, other: dict) -> bool:
 
 
 def test_points_of_adaptation_have_their_classes_and_a_classifier_for_each_seed(handed):
-    names = [f"adapt_contrast_{point}" for point in ("balanced_0.1_1e-4_seed0", "balanced_0.1_1e-4_seed1", "unbalanced_0.1_1e-4_seed0")]
+    points = ("balanced_0.1_1e-4_seed0", "balanced_0.1_1e-4_seed1", "unbalanced_0.1_1e-4_seed0")
+    names = [f"adapt_contrast_{point}" for point in points]
     (first, balanced), (second, _), (again, long_tail) = handed("adapt", *names)
     assert same(first.state_dict(), again.state_dict())
     assert not same(first.head.state_dict(), second.head.state_dict())

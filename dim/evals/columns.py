@@ -15,7 +15,10 @@ LEVELS, INDICATORS = 32, 256  # of a column with indicators, and in all of a tab
 
 def table(values: Any, name: str) -> Tensor:
     """An array [n, D], [n] as one column, [n, ...] flattened -> tensor [n, D]; UserError where it is none of these."""
-    found = torch.as_tensor(values).detach()
+    try:
+        found = torch.as_tensor(values).detach()
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name} is no array of numbers: {error}") from None
     if found.ndim == 0 or len(found) < FEWEST or found.numel() == 0 or found.is_complex():
         raise UserError(
             f"{name} has shape {list(found.shape)} of {found.dtype}: needed are real numbers [n, D] with n at least {FEWEST}"
@@ -66,6 +69,9 @@ def standardised(values: Tensor, train: Tensor, ranks: bool) -> tuple[Tensor, in
         if ranks:
             columns = normal_quantiles(columns, known)
             known = columns[:, train]
+        exponents = known.abs().amax(1, keepdim=True).frexp().exponent
+        columns = columns.ldexp(-exponents)  # exact; the square of 1e300 is beyond float64
+        known = columns[:, train]
         columns -= known.mean(1, keepdim=True)
         columns /= known.std(1, keepdim=True, correction=0)
         columns[constant] = 0
