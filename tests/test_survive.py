@@ -4,7 +4,9 @@ The short form of each count runs by default; the long one, whose output stands 
 """
 
 import errno
+import itertools
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -15,12 +17,14 @@ import time
 from pathlib import Path
 
 import pytest
+import small_sets
 import torch
 from conftest import same, tiny
 
 import train
 from dim import checkpoint, journal
 from dim.guard import Guard
+from dim.objective import Objective
 
 FORK = multiprocessing.get_context("fork")
 STEPS = 12
@@ -167,16 +171,30 @@ VARIANTS = {
 }
 
 
+ESTIMATORS = ("jsd", "infonce", "dv")
+
+
 @pytest.mark.parametrize("words", VARIANTS.values(), ids=VARIANTS)
 def test_a_run_stopped_after_some_steps_ends_in_the_same_bits(tmp_path, monkeypatch, words):
     stops(tmp_path, monkeypatch, words, [1, 8])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", VARIANTS.values(), ids=VARIANTS)
-def test_a_run_stopped_after_any_step_ends_in_the_same_bits(tmp_path, monkeypatch, words):
-    monkeypatch.setattr(sys.modules[__name__], "STEPS", 24)
-    stops(tmp_path, monkeypatch, [*words, "--train.steps", "24"], list(range(24)))
+@pytest.mark.parametrize(("words", "steps"), [(words, 24 if name in ESTIMATORS else 12) for name, words in VARIANTS.items()])
+def test_a_run_stopped_after_any_step_ends_in_the_same_bits(tmp_path, monkeypatch, words, steps):
+    monkeypatch.setattr(sys.modules[__name__], "STEPS", steps)
+    stops(tmp_path, monkeypatch, [*words, "--train.steps", str(steps)], list(range(steps)))
+    print(f"{steps} of {steps} stops, after each step from 0 on: equal at atol 0")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_of_streamed_pictures_stopped_after_any_step_ends_in_the_same_bits(tmp_path, monkeypatch, workers):
+    small_sets.pictures(tmp_path / "images", {"": 130})
+    words = ["--data.name", "folder", "--data.root", str(tmp_path / "images"), "--data.side", "8", "--data.memory", "0"]
+    words += ["--data.workers", str(workers), "--train.batch_size", "20", *EVERYTHING]
+    stops(tmp_path, monkeypatch, words, list(range(STEPS)))
+    print(f"{STEPS} of {STEPS} stops with {workers} workers, after each step from 0 on: equal at atol 0")
 
 
 def test_a_kill_between_checkpoint_and_summary_is_made_good(tmp_path, monkeypatch):
@@ -407,6 +425,53 @@ def test_one_more_ends_the_run_with_exit_code_3(tmp_path, monkeypatch, capsys):
     assert checkpoint.load(tmp_path / "r")["step"] == 10
     monkeypatch.undo()
     assert run(tmp_path / "r", *SKIPPING) == 0  # what made it is gone: the saved state counts two
+
+
+def injected(monkeypatch, place: str, at: int, bad: float) -> None:
+    """A number becomes `bad` at a step: of the pictures, of a loss and its part, or of the gradient alone."""
+    losses, forward = Objective.losses, train.Model.forward
+
+    def of_loss(self, embedded, image, seed=0, step=0, *more):
+        found = losses(self, embedded, image, seed, step, *more)
+        if step != at or place == "pictures":
+            return found
+        if place == "gradient":
+            found.encoder.register_hook(lambda gradient: gradient * bad)
+            return found
+        owner = "discriminator" if place == "prior_discriminator" else "encoder"
+        parts = found.parts | {place: found.parts[place] * bad}
+        return found._replace(parts=parts, **{owner: getattr(found, owner) * bad})
+
+    def of_pictures(self, pictures, image, step, keep_scores=False):
+        return forward(self, pictures * (bad if place == "pictures" and step == at else 1), image, step, keep_scores)
+
+    monkeypatch.setattr(Objective, "losses", of_loss)
+    monkeypatch.setattr(train.Model, "forward", of_pictures)
+
+
+THIRTY = [
+    pytest.param(place, at, bad, marks=[] if at == 5 and math.isnan(bad) else pytest.mark.slow)
+    for place, at, bad in itertools.product(
+        ("pictures", "local", "global", "prior_discriminator", "gradient"), (0, 5, STEPS - 1), (math.nan, math.inf)
+    )
+]
+
+
+@pytest.mark.parametrize(("place", "at", "bad"), THIRTY)
+def test_no_bad_number_reaches_a_weight(unbroken, tmp_path, monkeypatch, capsys, place, at, bad):
+    injected(monkeypatch, place, at, bad)
+    capsys.readouterr()
+    assert run(tmp_path / "r", *EVERYTHING) == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: step {at}: ")
+    named = {"pictures": "local", "gradient": "gradient_norm"}.get(place, place)
+    assert named in line.split(" not finite")[0]
+    state = checkpoint.load(tmp_path / "r")
+    assert state["step"] <= at
+    assert all(t.isfinite().all() for part in ("encoder", "objective", "average") for t in state[part].values())
+    monkeypatch.undo()
+    assert run(tmp_path / "r", *EVERYTHING) == 0
+    assert_the_same(unbroken, tmp_path / "r")
 
 
 def test_without_a_bad_step_leaving_them_out_changes_no_bit(tmp_path):
