@@ -1,11 +1,18 @@
 """Checkpoints: whole or not at all, whatever happens to the process, the disk or the file."""
 
+import contextlib
 import errno
+import functools
+import importlib
 import io
 import multiprocessing
+import operator
 import os
+import pickle
 import random
 import resource
+import subprocess
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -131,14 +138,14 @@ def test_no_damaged_file_is_loaded_without_a_word(kind, times):
     assert not any(silent)
 
 
-class Touching:
-    """What touches a file when it is unpickled by a loader that runs code."""
+class Calling:
+    """What calls a function when it is unpickled by a loader that runs code."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
 
     def __reduce__(self):
-        return Path.touch, (self.path,)
+        return self.call
 
 
 def sealed_archive(archive: bytes) -> bytes:
@@ -150,15 +157,36 @@ def sealed_archive(archive: bytes) -> bytes:
 
 def hostile(tmp_path: Path) -> dict[str, bytes]:
     """Files that would run code, or fill memory, where a loader let them."""
-    harm = Touching(tmp_path / "harm")
-    made = {}
-    for name, content in {"plain": harm, "nested": of_step(1) | {"encoder": {"weight": harm}}, "key": {harm: 1}}.items():
+    place = str(tmp_path / "harm")
+    harm = Calling(Path.touch, tmp_path / "harm")
+    every = {
+        "plain": harm,
+        "nested": of_step(1) | {"encoder": {"weight": harm}},
+        "key": {harm: 1},
+        "shell": Calling(os.system, f"touch {place}"),
+        "process": Calling(subprocess.Popen, ["touch", place]),
+        "eval": Calling(eval, f"open({place!r}, 'w')"),
+        "exec": Calling(exec, f"open({place!r}, 'w').close()"),
+        "open": Calling(open, place, "w"),
+        "partial": Calling(functools.partial(Path.touch), tmp_path / "harm"),
+        "chain": Calling(operator.call, Calling(getattr, Calling(importlib.import_module, "os"), "mkdir"), place),
+        "torch": Calling(torch.save, 1, place),
+    }
+    made = {"bare": pickle.dumps(harm)}
+    for name, content in every.items():
         buffer = io.BytesIO()
         torch.save(content, buffer)
         made[name] = sealed_archive(buffer.getvalue())
     buffer = io.BytesIO()
     torch.save(of_step(1) | {"encoder": harm}, buffer, _use_new_zipfile_serialization=False)
     made["legacy"] = buffer.getvalue()
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:  # before 2017
+        for part in ("sys_info", "pickle", "storages", "tensors"):
+            info = tarfile.TarInfo(part)
+            info.size = len(made["bare"])
+            archive.addfile(info, io.BytesIO(made["bare"]))
+    made["tar"] = buffer.getvalue()
     buffer = io.BytesIO()
     torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), buffer)
     made["torchscript"] = sealed_archive(buffer.getvalue())
@@ -169,9 +197,25 @@ def hostile(tmp_path: Path) -> dict[str, bytes]:
     return made
 
 
+def does_harm(content: bytes, harm: Path) -> bool:
+    """Whether a loader that runs code would have done what the file says."""
+    with contextlib.suppress(Exception):
+        found = torch.load(io.BytesIO(content), weights_only=False)
+        if isinstance(found, subprocess.Popen):
+            found.wait()
+        if isinstance(found, io.IOBase):
+            found.close()
+    done = harm.exists()
+    if done:
+        harm.rmdir() if harm.is_dir() else harm.unlink()
+    return done
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_no_file_runs_code_or_unpacks_to_more_than_it_is(tmp_path):
-    for name, content in hostile(tmp_path).items():
+    files = hostile(tmp_path)
+    assert sum(does_harm(content, tmp_path / "harm") for content in files.values()) >= 12
+    for name, content in files.items():
         with pytest.raises(Exception, match=r".") as caught:  # any kind: load makes one line of it
             checkpoint.opened(content)
         (tmp_path / "checkpoint.pt").write_bytes(content)
@@ -180,6 +224,7 @@ def test_no_file_runs_code_or_unpacks_to_more_than_it_is(tmp_path):
         assert not (tmp_path / "harm").exists(), name
         if name == "bomb":
             assert "claim more than they hold" in str(caught.value)
+    print(f"{len(files)} hostile checkpoints: no side effect, one line each")
 
 
 @pytest.mark.parametrize(
