@@ -51,9 +51,10 @@ def evaluate(folder: Path, chosen: argparse.Namespace, config: Config, known: di
     pictures: dict[str, Path] = {}
     other = other_data(config, data, state["data"])
     if chosen.probes or chosen.measures:
-        path = folder / ("_".join(["report", *["average"] * (chosen.weights == "average"), *[other] * bool(other)]) + ".json")
+        average = ["average"] * (chosen.weights == "average")
+        path = folder / ("_".join(["report", *average, *[other] * bool(other), *told_apart(folder, config)]) + ".json")
         facts = run_facts(config, data, encoder, state, chosen.weights)
-        found = report.opened(path, facts, chosen.force)
+        found = report.opened(path, facts, lambda text: print(f"warning: {text}", file=sys.stderr))
         decoded = measure(path, chosen, config, data, encoder, found, known, f" on {other}" * bool(other))
         print(f"saved as {path} and .md")
         part = path.stem.removeprefix("report").removeprefix("_")  # "average", "cifar100": numbers beside those of report.json
@@ -84,7 +85,7 @@ def measure(
     """
     decoded: dict = {}
     parts = asked_for(chosen, config, data)
-    if chosen.supervised:
+    if any(row.kind == "supervised" for part in parts for row in part.rows):
         how = with_labels(config, found["run"]["steps"])
         found["run"]["supervised rows"] = (
             f"the same net trained from its first weights with all labels: a linear head on {how.layer}, cross-entropy, "
@@ -96,6 +97,12 @@ def measure(
         for part in parts
         for row in part.rows
     }
+    if chosen.force:
+        for part in parts:
+            for row in part.rows:
+                cells = rows[part.title].pop(row.name + on, {})
+                if kept := {column: cell for column, cell in cells.items() if part.columns and column not in part.columns}:
+                    rows[part.title][row.name + on] = kept
     for (title, name), key in places.items():
         if key in known:
             rows[title][name] = known[key] | rows[title].get(name, {})
@@ -192,6 +199,13 @@ def other_data(config: Config, data: Dataset, trained: dict) -> str:
     if same and trained["name"] == now["name"]:
         return ""
     return Path(config.data.root).resolve().name if data.name == "folder" else data.name
+
+
+def told_apart(folder: Path, config: Config) -> list[str]:
+    """What the command line replaced in how a run's images are split and fitted: a report of its own bears it in its name."""
+    own = saved(folder).data
+    split = [f"split{config.data.split_seed}"] * (config.data.split_seed != own.split_seed)
+    return [*split, *[config.data.fit] * (config.data.fit != own.fit)]
 
 
 def fits(folder: Path, trained: dict, data: Dataset) -> None:
@@ -378,6 +392,10 @@ def work(argv: list[str]) -> None:
         check_configs(configs, bool(grids))
     known: dict = {}
     reports = {}
+    for configs in places.values():
+        for folder, config in configs.items():
+            if config.data.name != "gaussian" and not checkpoint.exists(folder):
+                raise UserError(checkpoint.missing(folder))  # before hours are spent on the runs before it
     for place, configs in places.items():
         for folder, config in configs.items():
             if config.data.name != "gaussian":
@@ -442,7 +460,7 @@ def check_options(chosen: argparse.Namespace) -> None:
     """UserError where what is asked for cannot be, said before anything is computed."""
     if chosen.protocol == "paper" and (chosen.probes != ["mlp"] or chosen.labels_per_class):
         raise UserError("--protocol paper is that of an mlp on all labels: give --probes mlp and no --labels-per-class")
-    for name in ("probes", "measures", "pairs", "layers", "labels_per_class", "figures"):  # asked for twice, done once
+    for name in ("runs", "probes", "measures", "pairs", "layers", "labels_per_class", "figures"):  # asked for twice, done once
         setattr(chosen, name, list(dict.fromkeys(getattr(chosen, name) or [])))
     if chosen.labels_per_class and not chosen.probes:
         raise UserError("--labels-per-class belongs to probes: give --probes linear or another")
@@ -452,6 +470,12 @@ def check_options(chosen: argparse.Namespace) -> None:
         raise UserError("--pairs belongs to mine: give --measures mine too")
     if chosen.layers and chosen.measures == ["mine"] and not (chosen.probes or chosen.features):
         raise UserError("--layers belongs to probes, ndm, reconstruction and --features; mine has --pairs")
+    if chosen.layers and not (chosen.probes or chosen.measures or chosen.features):
+        raise UserError("--layers belongs to probes, ndm, reconstruction and --features: pictures are of y")
+    if chosen.supervised and not (chosen.measures or set(chosen.probes) - {"finetune"}):
+        raise UserError("--supervised adds rows to measures and to probes of frozen features: give --probes linear or another")
+    if chosen.once and (chosen.protocol == "paper" or not set(chosen.probes) - {"finetune"}):
+        raise UserError("--once leaves out resamples of probes of frozen features, and there are none: leave it out")
     if chosen.figures:
         require("matplotlib", "a figure")
     if "embedding" in chosen.figures:

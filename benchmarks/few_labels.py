@@ -125,7 +125,8 @@ class Run:
         """What a point belongs to."""
         facts = {"run": self.folder.name, "steps": self.state["step"], "data": self.data.name, "seed": self.config.seed}
         facts |= {"encoder": self.config.encoder.name, "weights_sha256": report.digest(self.state["encoder"])}
-        return facts | {"data_sha256": self.data.fingerprint}
+        facts |= {"data_sha256": self.data.fingerprint, "split_seed": self.config.data.split_seed}
+        return facts | {"settings": list(report.of_keys(flat(self.config), "encoder.", "norm", "precision"))}
 
 
 def differ_in_seed(runs: Sequence[Run]) -> None:
@@ -155,10 +156,11 @@ def measure(runs: Sequence[Run], wanted: Sequence[str], results: Path, short: di
             point(f"{name}{seed}", run, name, results, {key: run.facts[key] for key in DEPENDS.get(kind, run.facts)}, short)
     features_of.cache_clear()
     for name in (name for name in wanted if name not in PROBED):
-        point(name, runs[0], name, results, runs[0].facts, short)
+        point(name, runs[0], name, results, runs[0].facts | {f"short {key}": value for key, value in short.items()}, short)
 
 
-DEPENDS = {"raw": ("data", "data_sha256"), "random": ("data", "data_sha256", "seed", "encoder")}  # of the facts; else all
+IMAGES = ("data", "data_sha256", "split_seed")
+DEPENDS = {"raw": IMAGES, "random": (*IMAGES, "seed", "encoder", "settings")}  # of the facts; else all
 
 
 def point(file: str, run: Run, name: str, results: Path, facts: dict, short: dict) -> None:

@@ -130,7 +130,12 @@ def load(folder: Path, warn: Callable[[str], None] | None = None) -> dict:
         return state
     if complaints:
         raise UserError(f"{complaints[0]}; move it away to train anew")
-    raise UserError(f"no checkpoint {folder / NEWEST}: train the run first")
+    raise UserError(missing(folder))
+
+
+def missing(folder: Path) -> str:
+    """The words for a run that saved nothing."""
+    return f"no checkpoint {folder / NEWEST}: train the run first"
 
 
 def exists(folder: Path) -> bool:

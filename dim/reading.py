@@ -282,7 +282,11 @@ def dump(config: Config) -> str:
 def saved(folder: Path) -> Config:
     """The configuration of the run in a folder; UserError where there is none."""
     path = folder / "config.yaml"
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError as error:  # a name that is too long
+        raise UserError(f"{one_line(str(folder), 100)} is not the folder of a run: {error.strerror}") from None
+    if not there:
         raise UserError(f"{folder} is not the folder of a run: it has no config.yaml")
     return read(["--config", str(path)], path)[0]
 

@@ -6,9 +6,10 @@ by row and saved after each, so that an interrupted evaluation continues and not
 
 import hashlib
 import json
+import os
 import statistics
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -16,7 +17,13 @@ from torch import Tensor
 
 from dim.checkpoint import replacing, save_json
 
-OF = ("weights_sha256", "data_sha256", "shape", "fit", "split_seed")  # what the numbers of a report belong to
+OF = {  # what the numbers of a report belong to, in words
+    "weights_sha256": "weights",
+    "data_sha256": "images",
+    "shape": "sizes of images",
+    "fit": "data.fit",
+    "split_seed": "data.split_seed",
+}
 TITLES = {"all": "all labels", "resamples": "resamples", "folds": "folds"}
 
 
@@ -29,20 +36,28 @@ def digest(state: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-def opened(path: Path, run: dict, force: bool = False) -> dict:
-    """The report at a path where it belongs to the same weights, images and split; else, or with force, a new one.
+def opened(path: Path, run: dict, warn: Callable[[str], None]) -> dict:
+    """The report at a path where it belongs to the same weights, images and split; else a new one, and one line to `warn`.
 
-    run: facts of the run, the keys of OF among them. A file that is no report is replaced.
+    run: facts of the run, the keys of OF among them. A file that is no report is kept beside, as report.damaged.json.
     """
+    if not path.exists():
+        return {"run": run}
     try:
         content = json.loads(path.read_bytes())
-        same = all(content["run"][key] == run[key] for key in OF)
+        other = [key for key in OF if content["run"][key] != run[key]]
         for part in (part for name, part in content.items() if name != "run"):
             part["protocol"], part["rows"].items(), part.get("columns", {}).items()
         numbers(content), comparison({"": content}), markdown(content, "")  # all that is done with it later
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        same = False
-    return content | {"run": content["run"] | run} if same and not force else {"run": run}
+        aside = path.with_suffix(".damaged.json")
+        os.replace(path, aside)
+        warn(f"{path} is damaged or no report: moved to {aside.name}, everything is measured anew")
+        return {"run": run}
+    if other:
+        warn(f"{path} is of other {', '.join(OF[key] for key in other)}: everything is measured anew")
+        return {"run": run}
+    return content | {"run": content["run"] | run}
 
 
 def section(content: dict, name: str, heading: dict, columns: Mapping[str, str] = MappingProxyType({})) -> dict:

@@ -226,6 +226,16 @@ FAULTS = (
     Fault("a column that means something else is kept", "report", "before.get(column, words) != words", "False", "report"),
     Fault("columns that are there are measured again", "evals/protocol", "        if column in known:\n            continue\n", "", "protocol"),
     Fault("rows that lack a column count as done", "../evaluate", "or part.columns.keys() - rows", "or set() and rows", "evaluate"),
+    Fault("one noise for all seeds", "../benchmarks/few_labels", "corrupted(run.data, kind, seed)", "corrupted(run.data, kind)", "few_labels"),
+    Fault("one long tail for all seeds", "../benchmarks/few_labels", "unbalanced(target, seed=seed)", "unbalanced(target)", "few_labels"),
+    Fault("points of a shortened protocol count as whole", "../benchmarks/few_labels", 'runs[0].facts | {f"short {key}": value for key, value in short.items()}', "runs[0].facts", "few_labels"),
+    Fault("the bias has no part in convergence", "evals/linear", "max(slope.abs().max().item(), slope_bias.abs().max().item())", "slope.abs().max().item()", "linear"),
+    Fault("the mean of the smallest numbers is 0", "information", "(p + q).log() - math.log(2)", "((p + q) / 2).log()", "information"),
+    Fault("the search for k gives up at once", "evals/knn", "patience=3)", "patience=1)", "protocol"),
+    Fault("features of a small unit are dead", "evals/protocol", ".frexp().exponent.clamp(-100, 100)).to(train.dtype)", ".frexp().exponent.clamp(0, 0)).to(train.dtype)", "protocol"),
+    Fault("--force drops what was not asked for", "../evaluate", "and column not in part.columns}", "and False}", "evaluate"),
+    Fault("a report of another split is overwritten", "../evaluate", "*told_apart(folder, config)])", "])", "evaluate"),
+    Fault("a bad number of the discriminator passes", "../train", "watched = {**losses.parts, ", "watched = {", "survive"),
     Fault("a state beyond its end is loaded", "checkpoint", 'if not 0 <= state["step"] <= state["steps"]:', "if False:", "checkpoint"),
 )  # fmt: skip
 

@@ -56,7 +56,7 @@ def test_a_run_is_evaluated_from_its_folder(trained, two_columns, capsys):
     assert "fc after training, 10 labels a class" in out
 
 
-def test_what_is_done_is_not_done_again_unless_forced(trained, two_columns, tmp_path, monkeypatch):
+def test_what_is_done_is_not_done_again_unless_forced(trained, two_columns, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "r"
     shutil.copytree(trained, folder)
     (folder / "report.json").unlink(missing_ok=True)
@@ -78,12 +78,23 @@ def test_what_is_done_is_not_done_again_unless_forced(trained, two_columns, tmp_
     assert {knob for knob, _ in asked("--layers", "y", "--probes", "linear", "knn")} == {"k"}
     report = json.loads((folder / "report.json").read_text())
     assert list(report) == ["run", "linear", "knn"]
+    before_force = json.loads((folder / "report.json").read_text())
     assert len(asked("--layers", "y", "--force")) == 4
-    assert list(json.loads((folder / "report.json").read_text())) == ["run", "linear"]
+    after = json.loads((folder / "report.json").read_text())
+    assert list(after) == ["run", "linear", "knn"]  # what was not asked for stays
+    assert after["knn"] == before_force["knn"]
+    same = {name for name, cells in after["linear"]["rows"].items() if cells == before_force["linear"]["rows"][name]}
+    assert same == {"random fc", "trained fc"}
+    monkeypatch.setattr(evaluate, "THREADS", 1)
+    few = asked("--layers", "y", "--once", "--labels-per-class", "5", "--data.split_seed", "1")
+    assert len(few) == 4
+    assert (folder / "report_split1.json").exists()
+    assert json.loads((folder / "report.json").read_text()) == after  # of another split
     assert len(asked("--layers", "y", "--labels-per-class", "5")) == 4  # another protocol, so its rows are new
     assert train.main(tiny(folder, "--seed", "1", "--run.dir", str(tmp_path / "other"))) == 0
     shutil.copy(tmp_path / "other" / "checkpoint.pt", folder)
     assert len(asked("--layers", "y", "--labels-per-class", "5")) == 4  # other weights
+    assert "report.json is of other weights: everything is measured anew" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)])
@@ -98,7 +109,8 @@ def test_a_stopped_evaluation_keeps_its_rows_and_continues(trained, two_columns,
         return before(kind, name, *others, **more)
 
     monkeypatch.setattr(protocol, "probe", stopping)
-    assert evaluate.main([str(folder), "--layers", "y", "--force"]) == code
+    (folder / "report.json").unlink(missing_ok=True)
+    assert evaluate.main([str(folder), "--layers", "y"]) == code
     assert "the same command continues" in capsys.readouterr().err
     assert list(json.loads((folder / "report.json").read_text())["linear"]["rows"]) == ["raw pixels, unscaled", "raw pixels"]
     monkeypatch.setattr(protocol, "probe", before)
@@ -111,7 +123,8 @@ def test_the_papers_protocol_stands_apart(trained, two_columns, tmp_path, monkey
     monkeypatch.setattr(mlp, "PAPER_LAST", 2)
     folder = tmp_path / "r"
     shutil.copytree(trained, folder)
-    assert evaluate.main([str(folder), "--probes", "mlp", "--protocol", "paper", "--layers", "y", "--force"]) == 0
+    (folder / "report.json").unlink(missing_ok=True)
+    assert evaluate.main([str(folder), "--probes", "mlp", "--protocol", "paper", "--layers", "y"]) == 0
     report = json.loads((folder / "report.json").read_text())
     assert list(report) == ["run", "mlp, the paper's protocol"]
     part = report["mlp, the paper's protocol"]
@@ -412,6 +425,14 @@ def test_several_runs_share_their_baselines(trained, two_columns, tmp_path, monk
         (["{run}", "--measures", "mine", "--layers", "fc"], "--layers belongs to probes, ndm, reconstruction and --features"),
         (["{run}", "--measures", "mine", "--pairs", "x:z"], "x:z names z: write A:B with two of x, conv, fc, y"),
         (["{run}", "--measures", "mine", "--pairs", "y"], "y names nothing: write A:B"),
+        (["{run}", "--figures", "embedding", "--layers", "fc"], "--layers belongs to probes, ndm, reconstruction"),
+        (["{run}", "--probes", "finetune", "--supervised"], "--supervised adds rows to measures and to probes of frozen"),
+        (
+            ["{run}", "--measures", "ndm", "--once"],
+            "--once leaves out resamples of probes of frozen features, and there are none",
+        ),
+        (["{run}", "x" * 300], "is not the folder of a run: File name too long"),
+        (["{run}", "--labels-per-class", "0", "5"], "0 labels a class are asked for: digits has from 1 to 11"),
         (["{run}", "--labels-per-class", "200"], "200 labels a class are asked for: digits has from 1 to 11"),
         ([], "the following arguments are required: RUN"),
         (["{run}", "--probe", "linear"], "--probe is no option; did you mean probes?"),
@@ -420,7 +441,7 @@ def test_several_runs_share_their_baselines(trained, two_columns, tmp_path, monk
         (["{run}", "--data.root"], "--data.root needs a value"),
         (["{run}", "--export", "encoder.pt"], "--export is encoder.pt: its name must end in .safetensors or .onnx"),
         (["{run}", "--features", "f.npy"], "its name must end in .npz"),
-        (["{run}", "{run}", "--export", "e.onnx"], "--export names one file, but 2 runs are given: give one run"),
+        (["{run}", "elsewhere", "--export", "e.onnx"], "--export names one file, but 2 runs are given: give one run"),
         (["{run}", "--export", "nowhere/e.safetensors"], "--export is nowhere/e.safetensors: nowhere is no folder"),
         (["{run}", "--weights", "average"], "kept no average of its weights: train it with --train.average"),
     ],

@@ -15,6 +15,7 @@ import evaluate
 import train
 from dim import build, checkpoint
 from dim.evals import protocol
+from dim.evals.adapt import unbalanced
 from dim.reading import saved
 
 
@@ -95,7 +96,7 @@ def test_the_linear_probe_is_that_of_evaluate(run, two_draws, tmp_path, monkeypa
         theirs = rows[row][str(labels)]
         assert {key: point["result"][key] for key in theirs if key != "seconds"} | {"seconds": theirs["seconds"]} == theirs
         assert point["result"]["draws"] == 2
-    assert found["linear_raw_x_10"]["run"].keys() == {"data", "data_sha256"}
+    assert found["linear_raw_x_10"]["run"].keys() == {"data", "data_sha256", "split_seed"}
     cell = rows["trained fc"]["50"]
     text = f"{100 * cell['accuracy']:.1f} +- {100 * cell['sd']:.1f} (2 draws)"
     assert text in next(line for line in few_labels.tables(tmp_path).splitlines() if line.startswith("| trained fc "))
@@ -178,6 +179,25 @@ def test_points_of_adaptation_have_their_classes_and_a_classifier_for_each_seed(
     for part in ("train", "test"):
         full, cut = (getattr(data, part).labels.bincount().tolist() for data in (balanced, long_tail))
         assert cut == [round(n * 0.1 ** (c / 9)) for c, n in enumerate(full)]
+
+
+def test_points_of_adaptation_have_a_target_for_each_seed(handed):
+    names = [f"adapt_noise_{point}" for point in ("balanced_1_1e-5_seed0", "balanced_1_1e-5_seed1", "unbalanced_1_1e-5_seed1")]
+    (_, first), (_, second), (_, cut) = handed("adapt", *names)
+    assert not torch.equal(first.train.images, second.train.images)
+    assert torch.equal(cut.test.images, unbalanced(second, seed=1).test.images)
+    assert not torch.equal(cut.test.images, unbalanced(second, seed=0).test.images)
+
+
+def test_points_of_other_settings_are_refused(run, two_draws, tmp_path, monkeypatch, capsys):
+    folder, name = tmp_path / "narrow", "linear_random_y_10"
+    assert train.main(tiny(folder, "--encoder.code_size", "16")) == 0
+    asked(monkeypatch, tmp_path / "results", run, name, "finetune_random_10_none_seed0", "--steps", "2")
+    for words in ([folder, name], [run, "finetune_random_10_none_seed0"]):  # of another encoder, of the whole protocol
+        monkeypatch.setattr(sys, "argv", ["few_labels.py", *map(str, words), "--results", str(tmp_path / "results")])
+        with pytest.raises(SystemExit):
+            few_labels.main()
+        assert "is of another run" in capsys.readouterr().err
 
 
 def test_points_of_adaptation_have_the_rate_of_their_name(run, two_draws, tmp_path, monkeypatch, capsys):

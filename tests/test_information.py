@@ -134,6 +134,12 @@ def test_a_place_that_neither_reaches_counts_nothing():
 def test_equal_distributions_have_no_divergence():
     p = random_table(6)
     assert info.kl_divergence(p, p) == info.js_divergence(p, p) == 0
+
+
+def test_the_mean_of_the_smallest_numbers_is_not_0():
+    smallest = 5e-324
+    p, q = torch.tensor([1.0, smallest], dtype=torch.float64), torch.tensor([1.0, 0.0], dtype=torch.float64)
+    assert info.js_divergence(p, q) == pytest.approx(0, abs=1e-300)
     assert info.cross_entropy(p, p) == pytest.approx(info.entropy(p), abs=1e-15)
 
 

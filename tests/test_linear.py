@@ -97,6 +97,17 @@ def test_the_reported_gradient_is_that_of_the_definition(clouds, monkeypatch):
     assert probe.gradient > 1e-3
 
 
+def test_the_reported_gradient_is_that_of_the_bias_too(clouds, monkeypatch):
+    x, labels = 1e-3 * clouds[0], (torch.arange(300) % 10 == 0).long()  # unequal classes, of which the features say nothing
+    monkeypatch.setattr(linear, "MOST_STEPS", 1)
+    probe = linear.fit(x, labels, 1.0)
+    weight, bias = probe.weight.clone().requires_grad_(), probe.bias.clone().requires_grad_()
+    loss = F.cross_entropy(x @ weight + bias, labels) + weight.square().sum() / (2 * 300)
+    of_weight, of_bias = (gradient.abs().max().item() for gradient in torch.autograd.grad(loss, (weight, bias)))
+    assert of_bias > 10 * of_weight
+    assert probe.gradient == pytest.approx(of_bias, rel=1e-6)
+
+
 def test_a_probe_that_did_not_converge_says_so(clouds, monkeypatch):
     x, labels = clouds
     assert linear.fit(x, labels, 1.0).converged

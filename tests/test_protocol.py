@@ -13,6 +13,7 @@ from dim.build import PROBES
 from dim.config import Data, UserError
 from dim.evals import linear, mlp, protocol, sections
 from dim.evals.features import raw_pixels
+from dim.evals.knn import KNN
 from dim.evals.protocol import COLUMNS, Columns, Kind
 from dim.evals.sections import Features
 
@@ -60,6 +61,10 @@ def listed(scores: list[float], patience: int) -> dict:
     return protocol.choose(kind, None, None, None, torch.ones(10, dtype=torch.bool), patience)
 
 
+def test_two_worse_numbers_of_neighbours_do_not_end_the_search():
+    assert listed([0.5, 0.4, 0.4, 0.9, 0.1, 0.1, 0.1, 1.0], KNN.patience)["v"] == 3
+
+
 def test_choose_stops_where_the_last_values_are_below_the_best():
     assert listed([0.1, 0.5, 0.4, 0.3, 0.9], 2)["v"] == 1
     assert list(listed([0.1, 0.5, 0.4, 0.3, 0.9], 2)["tried"]) == ["0", "1", "2", "3"]
@@ -77,6 +82,15 @@ def test_few_images_do_not_end_the_search_at_the_weak_end_of_the_grid():
     chosen = protocol.choose(linear.LINEAR, x[:30], labels[:30], x[30:], labels[30:], 2)
     assert chosen["C"] > 1e-3
     assert len(chosen["tried"]) > 6
+
+
+@pytest.mark.parametrize("unit", [2.0**-60, 2.0**90])
+def test_standardised_knows_no_unit(unit):
+    x = torch.randn(300, 5, generator=torch.Generator().manual_seed(0))
+    x[:, 3] = 0.1
+    plain, scaled = (protocol.standardised(part[:200], part[200:]) for part in (x, x * unit))
+    assert all(torch.equal(a, b) for a, b in zip(plain, scaled, strict=True))
+    assert plain[0].std(0, correction=0).tolist() == pytest.approx([1, 1, 1, 0, 1], abs=1e-5)
 
 
 def test_standardised_uses_the_training_features_only():

@@ -1,5 +1,6 @@
 """The report of a run and the comparison of several."""
 
+import itertools
 import json
 
 import pytest
@@ -47,24 +48,41 @@ def test_the_headline_names_the_winner_whoever_it_is():
 
 
 def test_a_report_belongs_to_weights_images_and_split(tmp_path):
-    path = tmp_path / "report.json"
-    assert report.opened(path, RUN) == {"run": RUN}
+    path, said = tmp_path / "report.json", []
+    assert report.opened(path, RUN, said.append) == {"run": RUN}
     content = {"run": RUN, "linear": part({"trained y": 0.5})}
     report.save(path, content)
-    assert report.opened(path, RUN) == json.loads(path.read_text()) == content
-    assert report.opened(path, RUN, force=True) == {"run": RUN}
-    for key in ("weights_sha256", "data_sha256", "split_seed", "fit", "shape"):
-        assert report.opened(path, RUN | {key: "other"}) == {"run": RUN | {key: "other"}}
-    for damage in ("", "{", "[]", '{"run": 3}', '"text"', "[" * 100_000):
-        path.write_text(damage)
-        assert report.opened(path, RUN) == {"run": RUN}
-    sound = content["linear"]
-    for rows in ([], {"trained y": None}, {"trained y": {"all": None}}, {"trained y": {"all": 0.5}}, None):
-        path.write_text(json.dumps({"run": RUN, "linear": sound | {"rows": rows}}))
-        assert report.opened(path, RUN) == {"run": RUN}, rows
-    for damaged in ([], None, {"columns": {"all": ""}}, {"protocol": "the protocol", "rows": []}):
-        path.write_text(json.dumps({"run": RUN, "linear": sound, "mine": damaged}))
-        assert report.opened(path, RUN) == {"run": RUN}, damaged
+    assert report.opened(path, RUN, said.append) == json.loads(path.read_text()) == content
+    assert not said
+    for key, words in report.OF.items():
+        assert report.opened(path, RUN | {key: "other"}, said.append) == {"run": RUN | {key: "other"}}
+        assert said.pop() == f"{path} is of other {words}: everything is measured anew"
+
+
+SOUND = part({"trained y": 0.5})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *("", "{", "[]", '{"run": 3}', '"text"', "[" * 100_000, json.dumps({"run": RUN}) + "}"),
+        *(
+            json.dumps({"run": RUN, "linear": SOUND | {"rows": rows}})
+            for rows in ([], {"trained y": None}, {"trained y": {"all": None}}, {"trained y": {"all": 0.5}}, None)
+        ),
+        *(
+            json.dumps({"run": RUN, "linear": SOUND, "mine": mine})
+            for mine in ([], None, {"columns": {"all": ""}}, {"protocol": "the protocol", "rows": []})
+        ),
+    ],
+    ids=itertools.count(),
+)
+def test_what_is_no_report_is_kept_beside(tmp_path, damage):
+    path, said = tmp_path / "report.json", []
+    path.write_text(damage)
+    assert report.opened(path, RUN, said.append) == {"run": RUN}
+    assert said == [f"{path} is damaged or no report: moved to report.damaged.json, everything is measured anew"]
+    assert (tmp_path / "report.damaged.json").read_text() == damage
 
 
 def test_a_section_of_another_protocol_starts_anew():

@@ -70,8 +70,9 @@ def columns_for(data: Dataset, few: Sequence[int] = (), split_seed: int = 0, res
         return columns
     fewest = int(data.train.labels[data.validation(split_seed)[0]].bincount(minlength=data.classes).min())
     if max(few) > fewest or min(few) < 1:
+        wrong = min(few) if min(few) < 1 else max(few)
         raise UserError(
-            f"{max(few)} labels a class are asked for: {data.name} has from 1 to {fewest} in each beside the validation part"
+            f"{wrong} labels a class are asked for: {data.name} has from 1 to {fewest} in each beside the validation part"
         )
     return replace(columns, few=tuple(few))
 
@@ -206,9 +207,14 @@ def described(kind: Kind, data: Dataset, columns: Columns) -> tuple[str, dict[st
 
 
 def standardised(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
-    """Both with the mean and standard deviation of the training features; a feature that never varies becomes 0."""
-    mean, dead = train.mean(0), train.amin(0) == train.amax(0)  # a rounded mean would leave a constant its rounding error
-    train, test = train - mean, test - mean
+    """Both with the mean and standard deviation of the training features, whatever their unit; a feature that never varies, or
+    by less than 1e-6 of its size, becomes 0."""
+    low, high = train.amin(0), train.amax(0)
+    dead = low == high  # a rounded mean would leave a constant its rounding error
+    unit = torch.exp2(torch.maximum(-low, high).clamp_min(0).frexp().exponent.clamp(-100, 100)).to(train.dtype)
+    train, test = train / unit, test / unit  # exact, by powers of two: squares stay in range
+    mean = train.mean(0)
+    train, test = train.sub_(mean), test.sub_(mean)
     sd = train.square().mean(0).sqrt()  # std(0) takes 4 times as long on a CPU
     scale = torch.where((sd > 1e-6) & ~dead, 1 / sd.clamp_min(1e-6), 0)
     return train.mul_(scale), test.mul_(scale)
