@@ -54,6 +54,7 @@ def test_a_report_belongs_to_weights_images_and_split(tmp_path):
     report.save(path, content)
     assert report.opened(path, RUN, said.append) == json.loads(path.read_text()) == content
     assert not said
+    assert set(report.OF) == {"weights_sha256", "data_sha256", "shape", "fit", "split_seed"}
     for key, words in report.OF.items():
         assert report.opened(path, RUN | {key: "other"}, said.append) == {"run": RUN | {key: "other"}}
         assert said.pop() == f"{path} is of other {words}: everything is measured anew"
