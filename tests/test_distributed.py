@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 import traceback
 from pathlib import Path
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import same, tiny
+from conftest import ROOT, same, tiny
 
 import train
 from dim import build, checkpoint, distributed
@@ -373,6 +375,30 @@ def as_torchrun_does(number: int, act, timeout: float) -> list[int | None]:
         process.kill()
         process.join()
     return [process.exitcode for process in processes]
+
+
+@pytest.mark.slow
+def test_torchrun_itself(tmp_path):
+    """Two processes by the command of the README; and where one of them is killed, both end."""
+    words = ["--standalone", "--nproc-per-node", "2", str(ROOT / "train.py"), *tiny(tmp_path / "r", *WORDS)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", *words]
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(torchrun, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert on_ranks(2, run, tmp_path / "here") == [0, 0]
+    assert same(checkpoint.load(tmp_path / "r"), checkpoint.load(tmp_path / "here"))
+    long = [word if word != str(tmp_path / "r") else str(tmp_path / "long") for word in torchrun]
+    long[long.index("--train.steps") + 1] = "100000"
+    begun = subprocess.Popen(long, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    while begun.poll() is None and not (tmp_path / "long" / checkpoint.BEFORE).exists():
+        time.sleep(0.1)
+    children = Path(f"/proc/{begun.pid}/task/{begun.pid}/children").read_text().split()
+    assert len(children) == 2
+    os.kill(int(children[1]), signal.SIGKILL)
+    begun.communicate(timeout=60)
+    assert begun.returncode == 1
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
+    assert checkpoint.load(tmp_path / "long")["step"] > 0
 
 
 def test_a_batch_that_cannot_be_shared_is_one_line(tmp_path, capfd):

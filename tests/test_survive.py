@@ -387,6 +387,53 @@ def test_a_run_in_a_folder_that_another_trains_is_refused(tmp_path, capsys):
     assert f"is being trained by process {os.getpid()}" in capsys.readouterr().err
 
 
+def rss(process: multiprocessing.Process) -> int:
+    """Bytes that a process holds in memory."""
+    pages = Path(f"/proc/{process.pid}/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def logged(folder: Path) -> int:
+    """The last step in a run's log."""
+    lines = (folder / "metrics.jsonl").read_bytes().splitlines() if (folder / "metrics.jsonl").exists() else []
+    return json.loads(lines[-1])["step"] if lines and lines[-1].endswith(b"}") else 0
+
+
+@pytest.mark.slow
+def test_ten_thousand_steps_with_a_kill_every_four_hundred(tmp_path, monkeypatch):
+    """Memory does not grow, the folder neither, and the weights are those of the run that was never killed."""
+    steps, draws = 10_000, random.Random(0)
+    monkeypatch.setattr(sys.modules[__name__], "STEPS", steps)
+    words = ["--train.steps", str(steps), "--run.save_every", "50", "--run.log_every", "50", "--encoder.code_size", "16"]
+    process, held = started(tmp_path / "whole", words), {}
+    while process.is_alive():
+        held[logged(tmp_path / "whole")] = rss(process) or held[max(held)]
+        time.sleep(0.2)
+    process.join()
+    assert process.exitcode == 0
+    early = max(value for step, value in held.items() if 1000 <= step < 2000)
+    late = max(value for step, value in held.items() if step >= 9000)
+    kills, folder, size = 0, tmp_path / "killed", 0
+    while logged(folder) < steps:
+        process, goal = started(folder, words), logged(folder) + draws.randint(300, 500)
+        while process.is_alive() and logged(folder) < min(goal, steps):
+            time.sleep(draws.uniform(0.01, 0.05))
+        kills += process.is_alive()
+        process.kill()
+        process.join()
+        size = max(size, sum(path.stat().st_size for path in folder.rglob("*")))
+    assert run(folder, *words) == 0
+    assert_the_same(tmp_path / "whole", folder)
+    one = (folder / checkpoint.NEWEST).stat().st_size
+    print(
+        f"{steps:,} steps, a save every 50, {kills} kills: memory {early / 2**20:.0f} MiB after a tenth, {late / 2**20:.0f} at "
+        f"the end; folder at most {size / one:.2f} checkpoints; final state that of the unbroken run, to the bit"
+    )
+    assert kills >= 15
+    assert late < 1.02 * early
+    assert size < 3.5 * one
+
+
 # ---- steps that are not finite
 
 
