@@ -77,7 +77,7 @@ def finished(folder: Path) -> bool:
 
 def runs_of(folder: Path) -> tuple[list[Path], list[Path]]:
     """The finished runs in the folder of a grid, by name, and the others; none where the folder is a run itself, or nothing."""
-    if (folder / "config.yaml").exists() or not folder.is_dir():
+    if os.path.exists(folder / "config.yaml") or not os.path.isdir(folder):  # a name that is too long is no folder
         return [], []
     runs = sorted(place.parent for place in folder.glob("*/config.yaml"))
     return [run for run in runs if finished(run)], [run for run in runs if not finished(run)]

@@ -6,6 +6,7 @@ jsonargparse checks the types; the rules against what would change a run unseen 
 import argparse
 import difflib
 import functools
+import os
 import re
 import sys
 from dataclasses import fields, is_dataclass
@@ -282,12 +283,8 @@ def dump(config: Config) -> str:
 def saved(folder: Path) -> Config:
     """The configuration of the run in a folder; UserError where there is none."""
     path = folder / "config.yaml"
-    try:
-        there = path.exists()
-    except OSError as error:  # a name that is too long
-        raise UserError(f"{one_line(str(folder), 100)} is not the folder of a run: {error.strerror}") from None
-    if not there:
-        raise UserError(f"{folder} is not the folder of a run: it has no config.yaml")
+    if not os.path.exists(path):  # Path.exists raises where a name is too long
+        raise UserError(f"{one_line(str(folder), 100)} is not the folder of a run: it has no config.yaml")
     return read(["--config", str(path)], path)[0]
 
 

@@ -431,7 +431,7 @@ def test_several_runs_share_their_baselines(trained, two_columns, tmp_path, monk
             ["{run}", "--measures", "ndm", "--once"],
             "--once leaves out resamples of probes of frozen features, and there are none",
         ),
-        (["{run}", "x" * 300], "is not the folder of a run: File name too long"),
+        (["{run}", "x" * 300], "is not the folder of a run: it has no config.yaml"),
         (["{run}", "--labels-per-class", "0", "5"], "0 labels a class are asked for: digits has from 1 to 11"),
         (["{run}", "--labels-per-class", "200"], "200 labels a class are asked for: digits has from 1 to 11"),
         ([], "the following arguments are required: RUN"),
