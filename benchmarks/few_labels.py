@@ -1,7 +1,7 @@
 """Few labels, and other images: the tables of results/few_labels.md, one JSON a point; what is there is not done again.
 
 python benchmarks/few_labels.py RUN [--data DIR] [NAME ...]     a trained run; NAME: points or beginnings of them; without, all
-python benchmarks/few_labels.py RUN --more RUN RUN linear       the linear probe of three runs that differ in their seed alone
+python benchmarks/few_labels.py RUN linear --more RUN RUN       the linear probe of three runs that differ in their seed alone
 python benchmarks/few_labels.py --table                         the tables of the points so far
 
 Linear probe (`dim.evals.linear`, the numbers of evaluate.py --probes linear --labels-per-class 10 50 250): conv, fc and y of

@@ -84,8 +84,8 @@ def save(path: Path, content: dict) -> None:
 
 
 def sections(content: dict) -> dict[str, dict]:
-    """The sections that are tables of accuracies."""
-    return {name: part for name, part in content.items() if isinstance(part, dict) and "columns" in part}
+    """The sections that are tables of accuracies, where a row is there."""
+    return {name: part for name, part in content.items() if isinstance(part, dict) and "columns" in part and part["rows"]}
 
 
 def cells_of(part: dict) -> tuple[list[str], dict[str, list[str]]]:
@@ -214,8 +214,10 @@ def numbers(content: dict) -> dict[str, float]:
 
 
 def measured(content: dict) -> dict[str, dict]:
-    """The sections that are no accuracies of probes."""
-    return {name: part for name, part in content.items() if isinstance(part, dict) and "rows" in part and "columns" not in part}
+    """The sections that are no accuracies of probes, where a row is there."""
+    return {
+        name: part for name, part in content.items() if isinstance(part, dict) and part.get("rows") and "columns" not in part
+    }
 
 
 def plain(value: object) -> bool:
@@ -381,13 +383,17 @@ def spread(found: Sequence[tuple[float, bool]]) -> dict:
 def compared(found: dict) -> str:
     """A comparison as Markdown: what was compared, then a table for each section, mean and sd over training seeds."""
     lines = ["# Comparison", "", *(f"- {text}" for text in listed(found["runs"])), "", OVER_SEEDS]
+    most = most_seeds(found)
     for title, table in found["tables"].items():
         rows = table["rows"]
         features = list(dict.fromkeys(layer for cells in rows.values() for layer in cells))
         lines += ["", f"## {title}", "", f"{said(table)}.", ""]
         lines += grid(
             ["", *features],
-            [[name, *(mean_sd(cells.get(layer), table["percent"]) for layer in features)] for name, cells in rows.items()],
+            [
+                [name, *(mean_sd(cells.get(layer), table["percent"], most[name]) for layer in features)]
+                for name, cells in rows.items()
+            ],
         )
         if not all(cell["converged"] for cells in rows.values() for cell in cells.values()):
             lines += ["", STAR]
@@ -413,12 +419,29 @@ def listed(runs: Mapping[str, dict]) -> list[str]:
 def said(table: dict) -> str:
     """What the numbers of a table are, and how they were measured."""
     chance = "" if table["chance"] is None else f", chance {100 * table['chance']:g}"
-    return f"{table['of'][0].upper()}{table['of'][1:]}{chance}; {' / '.join(table['protocols'])}"
+    words = " / ".join(table["protocols"])
+    of = "" if words.lower().startswith(table["of"].lower()) else f"{table['of']}{chance}; "
+    return f"{of}{words}"[0].upper() + f"{of}{words}"[1:]
 
 
-def mean_sd(cell: dict | None, percent: bool) -> str:
-    """63.2 +- 0.4 in per cent, else 0.632 +- 0.004; "" for none."""
+def most_seeds(found: dict) -> dict[str, int]:
+    """For each row of a comparison how many seeds there are, of the runs or, of a baseline, in its fullest cell."""
+    most = {name: len(run["seeds"]) for name, run in found["runs"].items()}
+    for table in found["tables"].values():
+        for name, cells in table["rows"].items():
+            most[name] = max(most.get(name, 1), *(cell["seeds"] for cell in cells.values()))
+    return most
+
+
+def mean_sd(cell: dict | None, percent: bool, most: int) -> str:
+    """63.2 +- 0.4 in per cent, else 0.632 +- 0.004; "" for none; where not all of `most` seeds were measured, of how many."""
     if cell is None:
         return ""
     one = (lambda value: f"{100 * value:.1f}") if percent else number
-    return one(cell["mean"]) + ("" if cell["sd"] is None else f" +- {one(cell['sd'])}") + "*" * (not cell["converged"])
+    return one(cell["mean"]) + ("" if cell["sd"] is None else f" +- {one(cell['sd'])}") + note(cell, most)
+
+
+def note(cell: dict, most: int) -> str:
+    """What must be known of a cell beside its number."""
+    few = f" ({cell['seeds']} of {most} seeds)" if cell["seeds"] < most else ""
+    return "*" * (not cell["converged"]) + few

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dim import report
+from dim.figures import comparison
 
 RUN = {
     "weights_sha256": "w",
@@ -331,3 +332,23 @@ def test_a_row_depends_on_what_made_its_features():
     for kind, needed in expected.items():
         before = report.dependence(kind, RUN)
         assert {name for name, change in changes.items() if report.dependence(kind, RUN | change) != before} == needed
+
+
+def test_a_cell_of_fewer_seeds_says_so():
+    both = {"a_seed0": of_run(0, rows={"trained y": 0.5}), "a_seed1": of_run(1, rows={"trained y": 0.7})}
+    both["a_seed0"]["knn"] = part({"raw pixels": 0.2, "trained y": 0.6})
+    text = report.compared(report.comparison(both))
+    assert "| a_seed, 2 seeds | 60.0 +- 14.1 |" in text
+    assert "| a_seed, 2 seeds |  | 60.0 (1 of 2 seeds) |" in text
+    assert "| raw pixels | 20.0 |" in text
+
+
+def test_a_section_that_has_no_row_yet_is_left_out(tmp_path):
+    content = of_run(0, rows={"trained y": 0.5}) | {
+        "ndm": {"protocol": "total correlation", "rows": {}},
+        "knn": part({}),
+    }
+    found = report.comparison({"a": content})
+    assert list(found["tables"]) == ["linear"]
+    assert "ndm" not in report.markdown(content, "a")
+    assert comparison.draw(tmp_path / "c.png", found).exists()
