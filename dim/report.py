@@ -175,16 +175,26 @@ def seconds(part: dict) -> float:
     return sum(cell.get("seconds", 0.0) for cell in cells)
 
 
+LEGEND = (
+    "Rows: x or raw pixels, the images themselves; *random*, the encoder before training, its BatchNorm statistics set on "
+    "training images; *trained*, after it, without labels; *supervised*, the same net trained with all labels, whatever a "
+    "column says. conv: the last convolution; fc: the hidden layer; y: the code. +-: over what a section says, never over "
+    "training seeds (several runs: the comparison); draws of labels and resamples are the same for all rows. The split seed "
+    "moves the validation tenth, not the test images."
+)
+
+
 def markdown(content: dict, name: str) -> str:
     """report.md: what the numbers belong to, then a table for each section."""
     run = content["run"]
     lines = [f"# {name}", ""]
     lines += [f"- {key.replace('_', ' ')}: {value}" for key, value in run.items() if not isinstance(value, dict)]
+    lines += ["", LEGEND]
     for title, part in sections(content).items():
         titles, rows = cells_of(part)
         lines += ["", f"## {title}", "", f"Test accuracy in %, chance {100 * part['chance']:g}; {protocol(part)}.", ""]
         lines += grid(["", *titles], [[row, *cells] for row, cells in rows.items()])
-        lines += ["", f"{seconds(part):.0f} s."]
+        lines += ["", f"{seconds(part):.0f} s for the probes, without the encoder."]
     for title, part in measured(content).items():
         keys, rows = values_of(part)
         lines += ["", f"## {title}", "", f"{part['protocol']}.", ""]

@@ -129,7 +129,7 @@ def test_markdown_and_text_show_every_number_with_its_spread():
     assert "| trained y | 64.9 | 64.1 +- 0.4 | 64.9* |" in lines
     assert "|  | all labels | resamples | 10 a class |" in lines
     assert "Test accuracy in %, chance 10; the protocol; 10 drawn." in lines
-    assert "12 s." in lines
+    assert "12 s for the probes, without the encoder." in lines
     for said in ("41.7", "64.1 +- 0.4", "64.9*", "the protocol", "* not converged", "10 a class"):
         assert said in text
 
