@@ -120,7 +120,8 @@ def cell(report: dict, kind: str, section: str, features: str, key: str) -> str:
 
 def seconds(reports: dict[str, dict]) -> list[str]:
     """Wall-clock seconds of each section, for a run's own rows and for those of its random encoder with raw pixels."""
-    sections = list(dict.fromkeys(title for report in reports.values() for title in report if title != "run"))
+    asked = list(dict.fromkeys(section for section, _, _ in HEAD.values()))
+    sections = [section for section in asked if any(section in report for report in reports.values())]
     lines = [f"| seconds | {' | '.join(sections)} |", "|---" * (len(sections) + 1) + "|"]
     for name, report in reports.items():
         for title, kinds in ((name, ("trained",)), (f"{name}, random and raw", ("random", "raw"))):
