@@ -80,7 +80,7 @@ def with_commits(folder: Path) -> dict:
 def tables() -> str:
     """The reports so far as Markdown: a row for each run and for its random encoder, and the seconds of each part."""
     reports = {name: json.loads(path.read_text()) for name in RUNS if (path := PLACE / f"{name}.json").exists()}
-    return "\n".join([*rows(reports), "", *seconds(reports)])
+    return "\n".join([*rows(reports), *raw(reports), "", *seconds(reports)])
 
 
 HEAD = {  # column: section, features, key
@@ -103,6 +103,15 @@ def rows(reports: dict[str, dict]) -> list[str]:
             if line not in lines:
                 lines.append(line)
     return lines
+
+
+def raw(reports: dict[str, dict]) -> list[str]:
+    """Raw pixels in words: they are the same for all runs and have no layers."""
+    parts = {"svm": ("svm", "resamples"), "mlp": ("mlp", "all"), "paper's mlp": ("mlp, the paper's protocol", "all")}
+    report = next(iter(reports.values()), {})
+    found = {name: cell(report, "raw", section, "pixels", key) for name, (section, key) in parts.items()}
+    words = ", ".join(f"{name} {text}" for name, text in found.items() if text)
+    return ["", f"Raw pixels: {words}."] * bool(words)
 
 
 def cell(report: dict, kind: str, section: str, features: str, key: str) -> str:
