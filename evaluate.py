@@ -470,7 +470,7 @@ def check_options(chosen: argparse.Namespace) -> None:
         raise UserError("--pairs belongs to mine: give --measures mine too")
     if chosen.layers and chosen.measures == ["mine"] and not (chosen.probes or chosen.features):
         raise UserError("--layers belongs to probes, ndm, reconstruction and --features; mine has --pairs")
-    if chosen.layers and not (chosen.probes or chosen.measures or chosen.features):
+    if chosen.layers not in ([], ["y"]) and not (chosen.probes or chosen.measures or chosen.features):
         raise UserError("--layers belongs to probes, ndm, reconstruction and --features: pictures are of y")
     if chosen.supervised and not (chosen.measures or set(chosen.probes) - {"finetune"}):
         raise UserError("--supervised adds rows to measures and to probes of frozen features: give --probes linear or another")

@@ -372,7 +372,8 @@ def test_a_report_is_not_continued_with_another_fit(tmp_path):
     assert evaluate.main(words) == 0
     first = json.loads((tmp_path / "r/report.json").read_text())
     assert evaluate.main([*words, "--data.fit", "crop"]) == 0
-    second = json.loads((tmp_path / "r/report.json").read_text())
+    second = json.loads((tmp_path / "r/report_crop.json").read_text())
+    assert json.loads((tmp_path / "r/report.json").read_text()) == first
     assert (first["run"]["fit"], second["run"]["fit"]) == ("resize", "crop")
     assert first["linear"]["rows"] != second["linear"]["rows"]
 
