@@ -321,7 +321,9 @@ def cell(scores: list[float]) -> str:
     if not scores:
         return ""
     spread = f" +- {100 * statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
-    return f"{100 * statistics.mean(scores):.1f}{spread}" + (f" ({len(scores)} seeds)" if len(scores) < len(SEEDS) else "")
+    return f"{100 * statistics.mean(scores):.1f}{spread}" + (
+        f" ({len(scores)} seed{'s' * (len(scores) > 1)})" if len(scores) < len(SEEDS) else ""
+    )
 
 
 if __name__ == "__main__":

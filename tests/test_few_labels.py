@@ -50,7 +50,7 @@ def test_points_are_measured_once_and_tabled(run, tmp_path, monkeypatch, capsys)
     assert (found[names[2]]["result"]["diversity"], found[names[2]]["result"]["seed"]) == (1.0, 2)
     assert found[names[0]]["run"]["run"] == "digits"
     score = 100 * found[names[1]]["result"]["accuracy"]
-    assert f"| random encoder, labels only | {score:.1f} (1 seeds) |  |" in table
+    assert f"| random encoder, labels only | {score:.1f} (1 seed) |  |" in table
 
     before = {name: path.stat().st_mtime_ns for name, path in files.items()}
     monkeypatch.setattr(few_labels, "fine", None)
