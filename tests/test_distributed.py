@@ -187,7 +187,7 @@ def test_ranks_have_the_losses_and_gradients_of_one_process(of_one_process, rank
 
 def of_ranks(ranks: int, cases: list[dict], expected: list[dict[str, torch.Tensor]]) -> list[float]:
     """The largest relative difference of each case over all ranks, none above what a reduction in another order makes."""
-    found = on_ranks(ranks, table, cases, expected, timeout=600)
+    found = on_ranks(ranks, table, cases, expected)
     for rank in found:
         assert isinstance(rank, list), f"a rank ended with {rank}"
         for case, value in zip(cases, rank, strict=True):
