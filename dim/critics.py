@@ -12,6 +12,7 @@ Scores are at least float32 whatever autocast says; float64 stays.
 
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -71,7 +72,9 @@ class InnerProduct(Critic):
 
     def table(self, a: Tensor, b: Tensor) -> Tensor:
         with torch.autocast(a.device.type, enabled=False):
-            return (raised(a) * self.factor() @ raised(b).flatten(0, 1).T).view(len(a), *b.shape[:2])
+            anchors, rows = raised(a) * self.factor(), b.flatten(0, 1)
+            table = Table.apply(anchors, rows) if b.dtype == torch.bfloat16 else anchors @ raised(rows).T
+            return table.view(len(a), *b.shape[:2])
 
     def from_table(self, k: int, places: int) -> bool:
         """Whether k negatives of so many places are read from the table of all."""
@@ -87,6 +90,25 @@ class InnerProduct(Critic):
             return super().scores(a, b, own, out, rows)
         table = self.table(a, b)
         return picked(table, own[:, None]), left(table, out) if rows is None else table.flatten(1).gather(1, rows)
+
+
+class Table(torch.autograd.Function):
+    """a [A, U] in float32, b [R, U] in bf16 -> a b^T [A, R] in float32.
+
+    Gradients are products of bf16 with sums in float32, as autocast makes those of every layer; by themselves they would be
+    float32, rounded to bf16 afterwards, from a copy of b in float32 that is kept until then.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        return a @ b.to(a.dtype).T
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = ctx.saved_tensors
+        gradient = gradient.to(b.dtype)
+        return (gradient @ b).to(a.dtype), gradient.T @ a.to(b.dtype)
 
 
 class Dot(InnerProduct):

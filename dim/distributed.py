@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dim.config import UserError
+from dim.estimators import logsumexp
 
 T = TypeVar("T")
 GROUPS: dict = {}  # device: where tensors are; host: for what processes agree on without a look at the device
@@ -126,7 +127,7 @@ def places(own: Tensor) -> Tensor:
 
 def logmeanexp(scores: Tensor) -> Tensor:
     """log of the mean of exp over the entries of all ranks, as many on each: scores of any shape -> scalar, with gradient."""
-    each = gathered(scores.flatten().logsumexp(0)[None])
+    each = gathered(logsumexp(scores.flatten(), 0)[None])
     return each.logsumexp(0) - math.log(scores.numel() * ranks())
 
 

@@ -45,9 +45,21 @@ def jsd(pos: Tensor, neg: Tensor) -> Tensor:
     return 2 * math.log(2) - softplus(-pos).mean() - softplus(neg).mean()
 
 
+def logsumexp(scores: Tensor, over: int) -> Tensor:
+    """log of the sum of exp over a dimension, equal to rounding though numbers far below the largest are lifted to it first.
+
+    They count for nothing there either, and have no gradient. Where exp underflows, as it would for most negatives of a critic
+    with wide scores, it takes ten times as long (MKL's on an AMD EPYC: 41 against 4 ms for 256 x 16,320 scores).
+    """
+    least = math.log(torch.finfo(scores.dtype).tiny) + 40  # e^-47 of the largest in float32, e^-668 in float64
+    largest = scores.detach().amax(over, keepdim=True)
+    below = (largest + least).nextafter(largest.new_tensor(-math.inf))  # the largest itself stays above, though it be 1e30
+    return scores.clamp(min=below).logsumexp(over)
+
+
 def logmeanexp(scores: Tensor) -> Tensor:
     """log of the mean of exp over all entries: scores of any shape -> scalar."""
-    return scores.flatten().logsumexp(0) - math.log(scores.numel())
+    return logsumexp(scores.flatten(), 0) - math.log(scores.numel())
 
 
 def dv(pos: Tensor, neg: Tensor, logmeanexp: Callable[[Tensor], Tensor] = logmeanexp) -> Tensor:
@@ -68,7 +80,7 @@ def dv_per_anchor(pos: Tensor, neg: Tensor) -> Tensor:
     without end in training; from K = 256 on it behaves. Constant scores, be it within each anchor: 0.
     """
     pos, neg = checked(pos, neg)
-    return (pos - neg.logsumexp(1, keepdim=True)).mean() + math.log(neg.shape[1])
+    return (pos - logsumexp(neg, 1)[:, None]).mean() + math.log(neg.shape[1])
 
 
 def infonce(pos: Tensor, neg: Tensor) -> Tensor:
@@ -80,7 +92,7 @@ def infonce(pos: Tensor, neg: Tensor) -> Tensor:
     Oord et al. 2018, arXiv 1807.03748.
     """
     pos, neg = checked(pos, neg)
-    others = neg.logsumexp(1, keepdim=True)  # [A, 1]
+    others = logsumexp(neg, 1)[:, None]
     return (pos - torch.logaddexp(pos, others)).mean() + math.log(neg.shape[1] + 1)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dim.critics import CRITICS, Bilinear, Concat, Cosine, Dot, Projected, ResidualHead
+from dim.critics import CRITICS, Bilinear, Concat, Cosine, Dot, Projected, ResidualHead, Table
 from dim.norms import NORMS
 
 Y_WIDTH, MAP_WIDTH, UNITS = 3, 5, 8
@@ -332,3 +332,30 @@ def test_float64_stays(make):
     critic = make().double()
     a, b = critic.embed(normal(2, Y_WIDTH), normal(2, MAP_WIDTH, 2, seed=1))
     assert all(s.dtype == torch.float64 for s in every_score(critic, a, b))
+
+
+def test_a_bf16_table_has_the_scores_and_gradients_of_float32_rounded_once():
+    """Scores of 8-bit rows are not rounded; gradients are to bf16's 8 bits, themselves and the incoming one, like a layer's."""
+    critic = Dot(Y_WIDTH, MAP_WIDTH, 64, scale=0.5)
+    a, b = normal(16, 64).bfloat16().detach(), normal(3, 5, 64, seed=1).bfloat16().detach()
+    incoming = normal(16, 3, 5, seed=2).float().detach()
+    found, expected = [], []
+    for dtype, into in ((torch.bfloat16, found), (torch.float32, expected)):
+        rows = [x.to(dtype).requires_grad_() for x in (a, b)]
+        table = critic.table(*rows)
+        into += [table, *torch.autograd.grad(table, rows, incoming)]
+    assert table.dtype == torch.float32
+    assert torch.equal(found[0], expected[0])
+    for ours, theirs in zip(found[1:], expected[1:], strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert (ours.float() - theirs).abs().max() < 2**-7 * theirs.abs().max()
+        assert (ours.float() - theirs).norm() < 2**-8 * theirs.norm()
+
+
+def test_a_bf16_table_can_be_differentiated_twice():
+    a, b = normal(3, 4).bfloat16().detach().float().requires_grad_(), normal(5, 4, seed=1).bfloat16().detach().requires_grad_()
+    scores = Table.apply(a, b)
+    (first,) = torch.autograd.grad(scores.square().sum(), a, create_graph=True)  # 2 a b^T b
+    (second,) = torch.autograd.grad(first.sum(), a)
+    expected = 2 * (b.detach().float().T @ b.detach().float()).sum(0).expand(3, -1)
+    assert torch.allclose(second, expected, rtol=0.03, atol=0.03 * expected.abs().max())

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dim.estimators import ESTIMATORS, dv, dv_per_anchor, infonce, jsd, logmeanexp, nce, nwj, smile
+from dim.estimators import ESTIMATORS, dv, dv_per_anchor, infonce, jsd, logmeanexp, logsumexp, nce, nwj, smile
 from dim.information import js_divergence, kl_divergence, mutual_information
 
 LOG2 = math.log(2)
@@ -308,6 +308,31 @@ def test_float64_in_float64_out(estimator):
     single = estimator(pos.float(), neg.float())
     assert single.dtype == torch.float32
     torch.testing.assert_close(single.double(), estimator(pos, neg), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("spread", [1, 50, 1000, 1e30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_logsumexp_is_torchs_to_the_last_bits_however_wide_the_scores(spread, dtype):
+    scores = (random_scores(5, 1, 2000, spread=spread)[1].to(dtype)).requires_grad_()
+    found, expected = logsumexp(scores, 1), scores.logsumexp(1)
+    assert torch.allclose(found, expected, rtol=2 * torch.finfo(dtype).eps, atol=0)
+    ours, theirs = (torch.autograd.grad(value.sum(), scores)[0] for value in (found, expected))
+    least = 1e-19 if dtype == torch.float32 else 1e-280  # a share that a sum beside 1 does not feel
+    assert torch.allclose(ours, theirs, rtol=1e-5 if dtype == torch.float32 else 1e-13, atol=least)
+
+
+def test_logsumexp_takes_no_number_whose_exp_underflows(monkeypatch):
+    """The slow ones: what reaches torch's logsumexp is at most 47 below the largest in float32."""
+    seen, torchs = [], torch.Tensor.logsumexp
+    monkeypatch.setattr(torch.Tensor, "logsumexp", lambda x, *given: seen.append(x) or torchs(x, *given))
+    infonce(*random_scores(4, 3, 500, spread=100, dtype=torch.float32))
+    assert all((x.amax(1) - x.amin(1) < 48).all() for x in seen)
+    assert len(seen) == 1
+
+
+def test_logsumexp_of_infinite_scores_is_torchs():
+    rows = torch.tensor([[math.inf, 0, 1], [-math.inf, 0, 1], [-math.inf] * 3, [math.nan, 0, 1]])
+    assert torch.equal(logsumexp(rows, 1).nan_to_num(nan=-7.0), rows.logsumexp(1).nan_to_num(nan=-7.0))
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
