@@ -12,7 +12,9 @@ CIFAR's shape already in memory; a step is encoder, critic, estimator, backward 
 
 Both share weights at the start; their losses and gradients must agree in float32 before anything is timed. --official DIR, a
 checkout of rdevon/DIM, compares the plain losses with that code's own, in float64. Both are then stepped in turn in one
-process with the same threads, allocator and denormal settings (those of train.py), in each precision that is asked for. On a
+process with the same threads, allocator and denormal settings (those of train.py), in each precision that is asked for; in
+float32 the plain way's products are made by the library that dim chooses too, or with --plain-products torch by torch's choice,
+as the authors' code would run (they differ on AMD's processors, see `dim.machine.tune_products`). On a
 CPU the clock is the process's CPU seconds, on a GPU wall time with synchronisation; a ratio is taken turn by turn. limit: the
 matrix products' arithmetic of dim's step, counted by torch, over the rate of a 1024 x 1024 x 1024 product of the same
 precision in the same turn. Peak memory: of a fresh process of each way.
@@ -26,7 +28,8 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -50,7 +53,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from dim.critics import Concat, Critic, Dot, ResidualHead
-from dim.machine import coarse_products
+from dim.machine import ONEDNN, coarse_products
 
 TOLERANCE = 1e-3  # relative, of losses and gradients in float32: the sums run in another order over scores of 45 and more
 WAYS = ("dim", "plain")
@@ -257,13 +260,25 @@ def stepper(
 
     def plain_step(number: int) -> None:
         optimizer.zero_grad()
-        with coarse():
+        with products(args.plain_products), coarse():
             with bf16:
                 loss = plain(pictures)
             loss.backward()
         optimizer.step()
 
     return plain_step
+
+
+@contextmanager
+def products(chosen_by: str) -> Iterator[None]:
+    """Within it, products of float32 matrices by the library that "dim" or "torch" chooses."""
+    before = ONEDNN.fp32_precision
+    try:
+        if chosen_by == "torch":
+            ONEDNN.fp32_precision = "none"
+        yield
+    finally:
+        ONEDNN.fp32_precision = before
 
 
 def clock(device: str) -> float:
@@ -354,6 +369,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[64, 256])
     parser.add_argument("--units", type=int, default=2048, help="of the dot critic; concat has its own 512")
     parser.add_argument("--precisions", nargs="+", choices=["float32", "bf16"], default=["float32"], help="of both ways")
+    parser.add_argument("--plain-products", choices=["dim", "torch"], default="dim", help="who chooses the plain way's library")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5, help="turns")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -373,7 +389,8 @@ def main() -> None:
         checks["official"] = check_official(args.official)
     on = machine(args.device)
     print("## A training step, two ways\n")
-    print(f"{' and '.join(args.precisions)}, units {args.units}, {args.repeats} turns; {', '.join(describe(on))}\n")
+    library = f"plain products by {args.plain_products}'s library"
+    print(f"{' and '.join(args.precisions)}, units {args.units}, {args.repeats} turns, {library}; {', '.join(describe(on))}\n")
     found: list[dict] = []
     for (critic, batch, estimator, own), memory in zip(each, peaks, strict=True):
         found.append(measure(critic, estimator, batch, own) | {"peak_mb": memory})
