@@ -30,13 +30,17 @@ def fit(x: Tensor, labels: Tensor, penalty: float, covariance: Tensor | None = N
     classes, target = labels.unique(return_inverse=True)
     c, decay, mean = len(classes), 1 / (penalty * n), x.mean(0)
     root = curvature_root(covariance if covariance is not None else covariance_of(x), 1.0, decay)
-    sign = 2 * F.one_hot(target, c).to(x.dtype) - 1
+    sign = (2 * F.one_hot(target, c).to(x.dtype) - 1).T.contiguous()
     weight = x.new_zeros(width, c) if start is None else start.weight.clone()
     bias = x.new_zeros(c) if start is None else start.bias.clone()
 
+    def scores(weight: Tensor, bias: Tensor) -> Tensor:
+        """weight [D, c], bias [c] -> [c, n]: a row for each class, since x @ weight took 1.6 times as long."""
+        return (weight.T.contiguous() @ x.T).add_(bias[:, None])
+
     def back(error: Tensor, weight: Tensor) -> Tensor:
-        """Gradients of the scores -> those of weight and bias [D + 1, c]."""
-        return torch.cat([(error.T.contiguous() @ x).T + decay * weight, error.sum(0, keepdim=True)])
+        """Gradients of the scores [c, n] -> those of weight and bias [D + 1, c]."""
+        return torch.cat([(error @ x).T + decay * weight, error.sum(1)[None]])
 
     def conditioned(slope: Tensor) -> Tensor:
         """The inverse of the curvature with every image inside the margin."""
@@ -45,19 +49,19 @@ def fit(x: Tensor, labels: Tensor, penalty: float, covariance: Tensor | None = N
         return torch.cat([inner, (slope[-1] - mean @ inner)[None]])
 
     for step in range(MOST_STEPS + 1):
-        margin = (1 - sign * (x @ weight + bias)).clamp_min_(0)
-        slope = back(sign * margin * (-2 / n), weight)
+        margin = 1 - sign * scores(weight, bias)
+        slope = back(sign * margin.clamp_min(0) * (-2 / n), weight)
         steepest = slope.abs().amax(0)
         left = (steepest > TOLERANCE / 2).nonzero()[:, 0]
         gradient = steepest.max().item()
         if not len(left) or step == MOST_STEPS:
             break
-        t, inside = sign[:, left], (margin[:, left] > 0).to(x.dtype)
+        inside = (margin[left] > 0).to(x.dtype) * (2 / n)
         direction = conjugate(
-            lambda v, inside=inside: back(inside * (x @ v[:-1] + v[-1]) * (2 / n), v[:-1]), conditioned, -slope[:, left]
+            lambda v, inside=inside: back(inside * scores(v[:-1], v[-1]), v[:-1]), conditioned, -slope[:, left]
         )
-        moved = t * (x @ direction[:-1] + direction[-1])
-        length = minimum(1 - t * (x @ weight[:, left] + bias[left]), moved, weight[:, left], direction[:-1], decay)
+        moved = sign[left] * scores(direction[:-1], direction[-1])
+        length = minimum(margin[left], moved, weight[:, left], direction[:-1], decay)
         weight[:, left] += length * direction[:-1]
         bias[left] += length * direction[-1]
     return Probe(weight, bias, classes, gradient)
@@ -82,13 +86,16 @@ def conjugate(product, conditioned, goal: Tensor) -> Tensor:
 
 
 def minimum(margin: Tensor, moved: Tensor, weight: Tensor, direction: Tensor, decay: float) -> Tensor:
-    """The length [c] along each direction at which the loss, convex and piecewise quadratic, is least: Newton's method."""
+    """The length [c] along each direction at which the loss, convex and piecewise quadratic, is least: Newton's method.
+
+    margin and moved [c, n], weight and direction [D, c].
+    """
     straight, square = (weight * direction).sum(0), direction.square().sum(0)
     length = torch.ones_like(straight)
     for _ in range(10):
-        left = margin - length * moved
-        slope = -2 * (left.clamp_min(0) * moved).mean(0) + decay * (straight + length * square)
-        curvature = 2 * ((left > 0) * moved.square()).mean(0) + decay * square
+        left = margin - length[:, None] * moved
+        slope = -2 * (left.clamp_min(0) * moved).mean(1) + decay * (straight + length * square)
+        curvature = 2 * ((left > 0) * moved.square()).mean(1) + decay * square
         length = (length - slope / curvature.clamp_min(torch.finfo(moved.dtype).tiny)).clamp_min(0)
     return length
 
