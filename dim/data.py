@@ -125,8 +125,8 @@ class Dataset:
         return images.to(dtype).div_(self.levels)
 
     def normalised(self, images: Tensor) -> Tensor:
-        """Images in [0, 1] as an encoder sees them."""
-        return (images * 2).sub_(1) if self.signed else images
+        """Images in [0, 1] as an encoder sees them, in the memory of those given."""
+        return images.mul_(2).sub_(1) if self.signed else images
 
     def floats(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """uint8 images as an encoder sees them when it is measured: at its size, without a draw."""

@@ -224,8 +224,9 @@ def moved(images: Tensor, views: tuple, draws: Tensor) -> Tensor:
         rows, columns = view.places(rows, columns, its)
     bordered = F.pad(images.permute(0, 2, 3, 1), [0, 0, 0, 1, 0, 1])  # black at the end
     rows, columns = rows.masked_fill(rows < 0, height), columns.masked_fill(columns < 0, width)
-    first = torch.arange(n, device=images.device)[:, None, None] * ((height + 1) * (width + 1))
-    place = first + rows[:, :, None] * (width + 1) + columns[:, None]
+    first = torch.arange(n, device=images.device)[:, None] * ((height + 1) * (width + 1))
+    short = torch.int32 if bordered.numel() < 2**31 else torch.int64  # half of the bytes
+    place = (first + rows * (width + 1)).to(short)[:, :, None] + columns.to(short)[:, None]
     found = bordered.reshape(-1, channels).index_select(0, place.flatten())
     return found.view(*place.shape, channels).permute(0, 3, 1, 2)
 
