@@ -11,8 +11,10 @@ from scipy.stats import ttest_1samp
 import evaluate
 import train
 from dim import grid
-from dim.config import UserError
+from dim.config import Config, Train, UserError
+from dim.critics import CRITICS
 from dim.figures import negatives
+from dim.figures.drawing import look_of
 from dim.figures.negatives import Point, axis_of, interval, markdown, panels, table
 
 K = "objective.local.k"
@@ -72,6 +74,14 @@ def test_lines_are_named_by_what_is_neither_axis_nor_seed():
     name = negatives.line_of({ESTIMATOR: "jsd", K: 3, "objective.local.projector": 64, "seed": 2, "x.learn_it": True}, K)
     assert name == "jsd, projector 64, learn it true"
     assert negatives.line_of({K: 3, "seed": 1}, K) == "all"
+
+
+def test_critics_stand_in_the_order_of_their_table():
+    points = [
+        one._replace(setting={"objective.local.critic": critic, K: 8, "seed": 0})
+        for critic, one in zip(sorted(CRITICS), POINTS, strict=False)
+    ]
+    assert [row["line"] for row in table(points, K)] == list(CRITICS)
 
 
 def test_panels_keep_units_apart_and_lines_look_the_same_everywhere():
@@ -209,3 +219,25 @@ def test_unfinished_runs_are_left_out_and_a_run_is_no_grid(tmp_path):
         assert grid.runs_of(tmp_path / "grid") == ([tmp_path / "grid" / "k-2"], [tmp_path / "grid" / "k-3"])
     assert grid.runs_of(tmp_path / "grid" / "k-2") == ([], [])
     assert grid.runs_of(tmp_path / "nothing") == ([], [])
+
+
+def test_a_ceiling_that_is_everyones_names_no_line_and_a_title_says_what_is_compared():
+    some = [point("infonce", k, 0, 60.0) for k in (1, 8)]
+    (in_nats,) = [panel for panel in panels(table(some, K), K, "K") if panel.title == "bound, nats"]
+    assert [curve.label for curve in in_nats.curves if curve.grey] == ["ceiling 2.20"]
+    (in_nats,) = [panel for panel in panels(table([*some, *POINTS[5:]], K), K, "K") if panel.title == "bound, nats"]
+    assert [curve.label for curve in in_nats.curves if curve.grey] == ["ceiling of infonce\n2.20"]
+    rows, config = table(some, K), Config(train=Train(steps=3))
+    titles = [
+        negatives.words(rows, K, {K: [1, 8]} | more, config, "", 2)[0]
+        for more in (
+            {ESTIMATOR: ["jsd", "dv"]},
+            {"objective.local.critic": ["dot", "concat"]},
+            {"objective.local.critic": ["dot"], ESTIMATOR: ["jsd"]},
+        )
+    ]
+    assert titles == [f"{who} against the number of negatives" for who in ("Estimators", "Critics", "Estimators")]
+
+
+def test_a_hundred_lines_look_different():
+    assert len({look_of(line) for line in range(100)}) == 100

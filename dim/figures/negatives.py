@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from dim import checkpoint
 from dim.config import Config, UserError, flat
 from dim.config import Term as TermConfig
+from dim.critics import CRITICS
 from dim.estimators import ESTIMATORS
 from dim.figures import drawing
 from dim.figures.drawing import Curve, Level, Lines, number
@@ -102,8 +103,8 @@ def table(points: Sequence[Point], axis: str) -> list[dict]:
 
 
 def rank(one: Point) -> list:
-    """Points in order, whatever their seed: estimators as the table of estimators has them, numbers by size."""
-    names, values = list(ESTIMATORS), [value for key, value in one.setting.items() if key != "seed"]
+    """Points in order, whatever their seed: estimators and critics as their tables have them, numbers by size."""
+    names, values = [*ESTIMATORS, *CRITICS], [value for key, value in one.setting.items() if key != "seed"]
     return [(names.index(v), "") if v in names else (v, "") if isinstance(v, (int, float)) else (0, str(v)) for v in values]
 
 
@@ -196,6 +197,8 @@ def ceilings(rows: Sequence[dict], axis: str) -> list[Curve]:
             tops = [row["ceiling"] for row in mine]
             label = f"ceiling of {line}\n{number(tops[-1])}"
             found.setdefault(tuple(tops), Curve(label, [row[axis] for row in mine], tops, grey=True))
+    if len(found) == 1 and all(row["ceiling"] is not None for row in rows):  # everyone's
+        return [one._replace(label=f"ceiling {number(one.y[-1])}") for one in found.values()]
     return list(found.values())
 
 
@@ -211,7 +214,9 @@ def words(
         what = "Values on fresh draws; one pool of max(A, K + 1) vectors stands before all anchors."
     else:
         on, what = config.data.name, f"{protocol}. Bounds are those of training batches."
-    title = "Estimators against the number of negatives" if by_k else f"A grid over {axis.rsplit('.', 1)[-1].replace('_', ' ')}"
+    lasts = {key.rsplit(".", 1)[-1] for key in axes}
+    who = "Critics" if "critic" in lasts and "estimator" not in lasts else "Estimators"
+    title = f"{who} against the number of negatives" if by_k else f"A grid over {axis.rsplit('.', 1)[-1].replace('_', ' ')}"
     few, many = min(counts), max(counts)
     seeds = "One seed." if many == 1 else f"Points: mean over {few if few == many else f'{few} to {many}'} seeds, bars: 95 % "
     seeds += "interval of the mean (Student's t), none where there is one seed." if many > 1 else ""
