@@ -93,10 +93,11 @@ class InnerProduct(Critic):
 
 
 class Table(torch.autograd.Function):
-    """a [A, U] in float32, b [R, U] in bf16 -> a b^T [A, R] in float32.
+    """a [A, U] in float32, b [R, U] in bf16 -> a b^T [A, R] in float32. On a CPU; on a GPU autocast hands over float32 rows.
 
     Gradients are products of bf16 with sums in float32, as autocast makes those of every layer; by themselves they would be
-    float32, rounded to bf16 afterwards, from a copy of b in float32 that is kept until then.
+    float32, rounded to bf16 afterwards, from a copy of b in float32 that is kept until then. The incoming gradient of an
+    anchor mostly sums to 0 over its pairs, and rounded it does not: what this adds along the mean of b is taken off again.
     """
 
     @staticmethod
@@ -107,8 +108,10 @@ class Table(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         a, b = ctx.saved_tensors
-        gradient = gradient.to(b.dtype)
-        return (gradient @ b).to(a.dtype), gradient.T @ a.to(b.dtype)
+        rounded = gradient.to(b.dtype)
+        lost = gradient.sum(1) - rounded.sum(1, dtype=gradient.dtype)
+        mean = b.mean(0, dtype=a.dtype)
+        return (rounded @ b).to(a.dtype).addcmul_(lost[:, None], mean), rounded.T @ a.to(b.dtype)
 
 
 class Dot(InnerProduct):

@@ -222,9 +222,8 @@ def moved(images: Tensor, views: tuple, draws: Tensor) -> Tensor:
     rows, columns = (torch.arange(side, device=images.device).expand(n, -1) for side in (height, width))
     for view, its in zip(views, draws.split([view.draws for view in views], 1), strict=True):
         rows, columns = view.places(rows, columns, its)
-    bordered = F.pad(images.permute(0, 2, 3, 1), [0, 0, 0, 1, 0, 1])  # black at the end
-    rows, columns = rows.masked_fill(rows < 0, height), columns.masked_fill(columns < 0, width)
-    first = torch.arange(n, device=images.device)[:, None] * ((height + 1) * (width + 1))
+    bordered = F.pad(images.permute(0, 2, 3, 1), [0, 0, 1, 0, 1, 0])  # black where a row or a column is BLACK, -1
+    first = torch.arange(n, device=images.device)[:, None] * ((height + 1) * (width + 1)) + width + 2  # of row 0, column 0
     short = torch.int32 if bordered.numel() < 2**31 else torch.int64  # half of the bytes
     place = (first + rows * (width + 1)).to(short)[:, :, None] + columns.to(short)[:, None]
     found = bordered.reshape(-1, channels).index_select(0, place.flatten())

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from dim.critics import CRITICS, Bilinear, Concat, Cosine, Dot, Projected, ResidualHead, Table
+from dim.estimators import infonce
 from dim.norms import NORMS
 
 Y_WIDTH, MAP_WIDTH, UNITS = 3, 5, 8
@@ -335,7 +336,7 @@ def test_float64_stays(make):
 
 
 def test_a_bf16_table_has_the_scores_and_gradients_of_float32_rounded_once():
-    """Scores of 8-bit rows are not rounded; gradients are to bf16's 8 bits, themselves and the incoming one, like a layer's."""
+    """Scores of 8-bit rows are not rounded; gradients are to bf16's 8 bits, themselves and the incoming one."""
     critic = Dot(Y_WIDTH, MAP_WIDTH, 64, scale=0.5)
     a, b = normal(16, 64).bfloat16().detach(), normal(3, 5, 64, seed=1).bfloat16().detach()
     incoming = normal(16, 3, 5, seed=2).float().detach()
@@ -350,6 +351,45 @@ def test_a_bf16_table_has_the_scores_and_gradients_of_float32_rounded_once():
         assert ours.dtype == torch.bfloat16
         assert (ours.float() - theirs).abs().max() < 2**-7 * theirs.abs().max()
         assert (ours.float() - theirs).norm() < 2**-8 * theirs.norm()
+
+
+@pytest.mark.parametrize("common", [0, 3, 10])
+def test_what_rows_have_in_common_does_not_spoil_the_anchors_gradient(common):
+    """InfoNCE's gradient sums to 0 over the pairs of an anchor, so a part that all rows share must cancel."""
+    shared = common * normal(64, seed=5).detach()
+    a, b = normal(16, 64).float().detach(), (normal(16, 8, 64, seed=1).detach() + shared).bfloat16()
+    own, others = torch.arange(16), torch.arange(16)[:, None]
+    critic, found = Dot(Y_WIDTH, MAP_WIDTH, 64, scale=0.1), []
+    for dtype in (torch.bfloat16, torch.float64):
+        anchors = a.double().requires_grad_() if dtype == torch.float64 else a.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(infonce(*critic.scores(anchors, b.to(dtype), own, others)), anchors)
+        found.append(gradient.double())
+    assert (found[0] - found[1]).norm() < 0.01 * found[1].norm()
+
+
+def test_a_bf16_tables_gradient_comes_in_rounded():
+    """So that its products are those of bf16; what rounding takes from its sum is given back along the mean of b."""
+    a = torch.ones(1, 4, requires_grad=True)
+    b = torch.tensor([[1.0], [0], [-1]]).expand(3, 4).bfloat16().requires_grad_()
+    (left,) = torch.autograd.grad(Table.apply(a, b), a, torch.tensor([[1 + 2**-10, 1, 1]]))
+    assert torch.equal(left, torch.zeros(1, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_learned_temperature_has_its_gradient_from_a_table_too(dtype):
+    critic = Cosine(3, 5, 8, 0.3, learned=True)
+    a, b = (F.normalize(x.detach(), dim=-1).to(dtype) for x in (normal(4, 8), normal(3, 2, 8, seed=1)))
+    total = critic.table(a, b).square().sum()
+    (gradient,) = torch.autograd.grad(total, critic.log_scale)
+    assert gradient.item() == pytest.approx(2 * total.item(), rel=0.02)  # d (e^s x)^2 / d s
+
+
+def test_cosines_under_autocast_are_of_unit_length_to_float32():
+    critic = Cosine(3, 5, 8, 0.3)
+    with torch.autocast("cpu", torch.bfloat16):
+        for x in critic.embed(normal(4, 3).float(), normal(4, 5, 2, seed=1).float()):
+            assert x.dtype == torch.float32
+            assert (x.norm(dim=-1) - 1).abs().max() < 1e-6
 
 
 def test_a_bf16_table_can_be_differentiated_twice():

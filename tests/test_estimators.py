@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dim.estimators import ESTIMATORS, dv, dv_per_anchor, infonce, jsd, logmeanexp, logsumexp, nce, nwj, smile
+from dim.estimators import ESTIMATORS, dv, dv_per_anchor, infonce, joined, jsd, logmeanexp, logsumexp, nce, nwj, smile
 from dim.information import js_divergence, kl_divergence, mutual_information
 
 LOG2 = math.log(2)
@@ -576,3 +576,16 @@ def test_infonce_rises_with_negatives_to_the_information():
     assert few < LOG2
     assert many == pytest.approx(sampled, abs=0.01)  # K finite costs about Var(r) / 2 K = 0.0014
     assert sampled == pytest.approx(information, abs=five_errors(pos))
+
+
+def test_units_say_what_is_mutual_information():
+    assert {name for name, e in ESTIMATORS.items() if e.unit == "nats"} == {"dv", "dv_per_anchor", "infonce", "nwj"}
+    assert all(e.unit == name for name, e in ESTIMATORS.items() if e.unit != "nats")
+
+
+@each_estimator
+def test_values_of_parts_of_the_anchors_join_to_that_of_all(estimator):
+    pos, neg = random_scores(4, 3, 6)
+    values = torch.stack([estimator(p, n) for p, n in zip(pos.split(2), neg.split(2), strict=True)])
+    own = torch.stack([part.mean() for part in pos.split(2)])
+    assert joined(values, own, estimator.pooled).item() == pytest.approx(estimator(pos, neg).item(), rel=1e-12)
