@@ -27,19 +27,22 @@ from dim.randomness import generator  # noqa: E402
 INFORMATION, D, ANCHORS, DRAWS = (2, 4, 6), 20, 64, 200
 KS = tuple(4**i for i in range(7))  # 1 .. 4096
 NAMES = ("jsd", "dv", "dv_per_anchor", "infonce", "nwj")
+OWN = "own"
 RESULTS = ROOT / "results" / "negatives_optimal"
 MANY = 1_000_000  # draws of the expectations that have no closed form
 
 
 def measure(information: float, draws: int = DRAWS) -> dict:
-    """{name: {K: {"mean", "sd"}}} over draws of a batch; every negative of every anchor is a vector of its own.
+    """{name: {K: {"mean", "sd"}}} over draws of a batch, "own" the mean of own scores, whatever K; every negative of every anchor
+    is a vector of its own.
 
     The first K of a draw's negatives serve for each K, in float64.
     """
-    rho, values = correlation(information, D), {name: {k: [] for k in KS} for name in NAMES}
+    rho, values = correlation(information, D), {name: {k: [] for k in KS} for name in (*NAMES, OWN)}
     for draw in tqdm(range(draws), desc=f"{information} nats", disable=None, leave=False):
         pos, neg = scores(ANCHORS, max(KS), rho, draw)
         for k in KS:
+            values[OWN][k].append(pos.mean().item())
             for name in NAMES:
                 values[name][k].append(ESTIMATORS[name](pos, neg[:, :k]).item())
     return {name: {k: moments(row) for k, row in by_k.items()} for name, by_k in values.items()}
@@ -82,26 +85,30 @@ def theory(information: float) -> dict:
     }
 
 
-def sampled(content: dict, k: int) -> bool:
-    """Whether the draws show four fifths of nwj's standard deviation or more.
+def sampled(content: dict, k: int) -> str:
+    """What the draws show of the part of nwj's standard deviation that is due to negatives, sqrt((e^(2 I) - 1) / (A K)): "82 %";
+    "hidden" where its variance is less than twice the error of that of own scores, from which it is told by subtraction.
 
     The n-th moment of the ratio is finite for rho < 1 / (n - 1) alone, so from rho = 1/3 on, which all of these pass, the
     sampled variance has no variance itself: it comes in rare large draws, and most series read too little.
     """
-    theory = content["theory"]["nwj"]["sd"][str(k)]
-    return content["measured"]["nwj"][str(k)]["sd"] >= 0.8 * theory
+    measured, own = (content["measured"][name][str(k)]["sd"] ** 2 for name in ("nwj", OWN))
+    due = math.expm1(2 * content["information_nats"]) / (content["anchors"] * k)
+    if due < 2 * own * math.sqrt(2 / (content["draws"] - 1)):
+        return "hidden"
+    return f"{math.sqrt(max(measured - own, 0) / due):.0%}"
 
 
 def table(found: dict[float, dict]) -> str:
     """Mean (sd) of each estimator beside theory, Markdown."""
-    head = ["nats", "K", *NAMES, "log(K + 1)", "nwj's sd in theory"]
+    head = ["nats", "K", *NAMES, "log(K + 1)", "nwj's sd in theory", "of its negatives' part drawn"]
     lines = [f"| {' | '.join(head)} |", f"| {' | '.join(['---'] * len(head))} |"]
     for information, content in found.items():
         for k in KS:
             cells = [content["measured"][name][str(k)] for name in NAMES]
-            said = f"{content['theory']['nwj']['sd'][str(k)]:.3g}" + ("" if sampled(content, k) else ", not sampled")
+            spread = [f"{content['theory']['nwj']['sd'][str(k)]:.3g}", sampled(content, k)]
             words = [f"{cell['mean']:.3f} ({cell['sd']:.3f})" for cell in cells]
-            lines.append(f"| {' | '.join([f'{information:g}', str(k), *words, f'{math.log(k + 1):.3f}', said])} |")
+            lines.append(f"| {' | '.join([f'{information:g}', str(k), *words, f'{math.log(k + 1):.3f}', *spread])} |")
     lines += ["", "| nats | jsd in theory, any K | dv_per_anchor at K = 1 in theory |", "| --- | --- | --- |"]
     for information, content in found.items():
         t = content["theory"]
@@ -122,6 +129,7 @@ def draw(found: dict[float, dict]) -> Path:
         panels.append(Lines(f"mean at {information:g} nats", along, "nats", curves, [truth], log_x=True))
     ends = [line(content["measured"]["jsd"], f"{i:g} nats:", "mean", n) for n, (i, content) in enumerate(found.items())]
     levels = [Level("2 log 2", 2 * math.log(2))]
+    levels += [Level(f"theory at {i:g} nats", content["theory"]["jsd"]["mean"]) for i, content in found.items()]
     panels.append(Lines("mean of jsd", along, "2 JS", ends, levels, log_x=True))
     for information, content in found.items():
         curves = [line(content["measured"][name], name, "sd", NAMES.index(name)) for name in NAMES]
