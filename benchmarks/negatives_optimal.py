@@ -33,10 +33,9 @@ MANY = 1_000_000  # draws of the expectations that have no closed form
 
 
 def measure(information: float, draws: int = DRAWS) -> dict:
-    """{name: {K: {"mean", "sd"}}} over draws of a batch, "own" the mean of own scores, whatever K; every negative of every anchor
-    is a vector of its own.
+    """{name: {K: {"mean", "sd"}}} over draws of a batch, "own" being the mean of own scores, whatever K.
 
-    The first K of a draw's negatives serve for each K, in float64.
+    Every negative of every anchor is a vector of its own. The first K of a draw's negatives serve for each K, in float64.
     """
     rho, values = correlation(information, D), {name: {k: [] for k in KS} for name in (*NAMES, OWN)}
     for draw in tqdm(range(draws), desc=f"{information} nats", disable=None, leave=False):
@@ -86,7 +85,8 @@ def theory(information: float) -> dict:
 
 
 def sampled(content: dict, k: int) -> str:
-    """What the draws show of the part of nwj's standard deviation that is due to negatives, sqrt((e^(2 I) - 1) / (A K)): "82 %";
+    """What the draws show of the part of nwj's standard deviation that is due to negatives, sqrt((e^(2 I) - 1) / (A K)): "82%".
+
     "hidden" where its variance is less than twice the error of that of own scores, from which it is told by subtraction.
 
     The n-th moment of the ratio is finite for rho < 1 / (n - 1) alone, so from rho = 1/3 on, which all of these pass, the

@@ -39,6 +39,7 @@ softplus = partial(F.softplus, threshold=40)
 def jsd(pos: Tensor, neg: Tensor) -> Tensor:
     """Twice the Jensen-Shannon divergence of joint and product, from below: 2 log 2 - E sp(-T+) - E sp(T-).
 
+    f(u) = u log u - (1 + u) log((1 + u) / 2), f*(t) = -log(2 - e^t), g(T) = log 2 - sp(-T).
     pos [A, L], neg [A, K] -> scalar, at most 2 log 2 = 1.386. Not nats of mutual information: it ranks critics, and its
     expectation does not depend on K. Best critic log r, r = p(x, y) / p(x) p(y). Constant scores c: 2 log 2 - sp(-c) - sp(c).
     Paper, equation (4); f-GAN's "JS" (Nowozin et al. 2016, table 1), whose "GAN" is this minus 2 log 2.
@@ -119,9 +120,10 @@ def infonce(pos: Tensor, neg: Tensor) -> Tensor:
 def nwj(pos: Tensor, neg: Tensor) -> Tensor:
     """Mutual information in nats by Nguyen, Wainwright & Jordan 2010, as a log ratio: 1 + E T+ - E e^T-.
 
-    pos [A, L], neg [A, K] -> scalar without a ceiling; unbiased, but its variance grows as e^(2 I) / negatives. Best critic
-    log r. Constant scores c: 1 + c - e^c. f-GAN's KL: f(u) = u log u, f*(t) = e^(t - 1), g(T) = 1 + T. MINE-f with 1 added
-    to its T.
+    pos [A, L], neg [A, K] -> scalar without a ceiling; in the mean a lower bound, and I at the best critic, where the variance
+    of its negatives' part is the chi-squared divergence over their number: e^(2 I) - 1 for Gaussians, at least e^I - 1. Best
+    critic log r. Constant scores c: 1 + c - e^c. f-GAN's KL: f(u) = u log u, f*(t) = e^(t - 1), g(T) = 1 + T. MINE-f with 1
+    added to its T.
     """
     pos, neg = checked(pos, neg)
     return 1 + pos.mean() - neg.exp().mean()
@@ -132,7 +134,8 @@ def nce(pos: Tensor, neg: Tensor) -> Tensor:
 
     pos [A, L], neg [A, K] -> scalar, at most log(1 + K) + K log((1 + K) / K): for each of K + 1 pairs whether it is the own
     one, with prior odds of 1 to K. jsd at K = 1. Best critic log r, whatever K. Constant scores c: as the formula has it, 0 at
-    c = 0 and less elsewhere. Gutmann & Hyvarinen 2010.
+    c = 0 and less elsewhere. f(u) = u log((1 + K) u / (u + K)) + K log((1 + K) / (u + K)), f*(t) = -K log((1 + K - e^t) / K),
+    g(T) = log(1 + K) + log s(T - log K). Gutmann & Hyvarinen 2010.
     """
     pos, neg = checked(pos, neg)
     k = neg.shape[1]
@@ -158,7 +161,7 @@ def chi2(pos: Tensor, neg: Tensor) -> Tensor:
     """Pearson's chi-squared divergence, E r - 1 over the joint: E T+ - E[T-^2 / 4 + T-].
 
     pos [A, L], neg [A, K] -> scalar without a ceiling. Best critic 2 (r - 1). Constant scores c: -c^2 / 4. f(u) = (u -
-    1)^2, f*(t) = t^2 / 4 + t, g(T) = T. The official code's "X2" is another function and no bound: it grows with |T| of
+    1)^2 for every u, f*(t) = t^2 / 4 + t (of u >= 0 alone it is -1 below -2, which is tighter), g(T) = T. The official code's "X2" is another function and no bound: it grows with |T| of
     either sign on both sides.
     """
     pos, neg = checked(pos, neg)

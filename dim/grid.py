@@ -1,7 +1,8 @@
 """Grids: every combination of the values of some keys as a run of its own, `RUN/<key>-<value>_..`, trained by train.py.
 
 A configuration file holds `grid: {objective.local.k: [1, 64], seed: [0, 1], ..}`. Keys that stand on the command line are fixed
-there. The same command continues: finished runs are left alone, others go on from their checkpoints.
+there. The same command continues: finished runs are left alone, others go on from their checkpoints (runs on Gaussians, which
+take seconds, begin anew).
 """
 
 import itertools

@@ -1,6 +1,7 @@
 """The script of the grids' records: points as JSON, continued, and drawn from these alone."""
 
 import json
+import math
 import sys
 
 import pytest
@@ -62,7 +63,12 @@ def test_gaussians_point_by_point(project, tmp_path, capsys):
         content = json.loads(path.read_text())
         held_out = content["summary"]["held_out"]
         fresh = "read out by infonce with 4,096 fresh negatives"
-        assert content["values"] == {"bound": held_out["bound"][0], fresh: held_out["infonce_4096_nats"][0]}
+        bound, sd = held_out["bound"]
+        assert content["values"] == {
+            "bound": bound,
+            fresh: held_out["infonce_4096_nats"][0],
+            "sd of the bound of one batch": sd,
+        }
         assert content["truth"] == 2
     rows = json.loads((tmp_path / "results" / "negatives_gaussian.json").read_text())["rows"]
     assert [(row["line"], row["objective.local.k"], row["bound"]["seeds"]) for row in rows] == [
@@ -102,3 +108,22 @@ def test_the_best_critics_table_from_few_draws(tmp_path, monkeypatch):
         assert abs(cell["mean"] - mean) < 4 * cell["sd"] / 60**0.5
     assert measured["nwj"][16]["sd"] == pytest.approx(theory["nwj"]["sd"][16], rel=0.3)
     assert measured["infonce"][16]["mean"] < theory["infonce at most"][16]
+
+
+def test_theory_of_nwj(monkeypatch):
+    monkeypatch.setattr(negatives_optimal, "MANY", 10)
+    found, rho2 = negatives_optimal.theory(4)["nwj"]["sd"], 1 - math.exp(-0.4)
+    for k in (1, 4096):
+        assert found[k] == pytest.approx(math.sqrt(20 * rho2 / 64 + (math.exp(8) - 1) / (64 * k)), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("own", "whole", "said"),
+    [(0.3, math.sqrt(0.09 + 0.81 * math.expm1(4) / 64), "90%"), (0.3, 0.2, "0%"), (3.0, 3.1, "hidden")],
+    ids=["nine tenths", "none", "hidden"],
+)
+def test_what_was_drawn_of_the_negatives_part(own, whole, said):
+    """2 nats, one negative for each of 64 anchors: a standard deviation of sqrt((e^4 - 1) / 64) = 0.92."""
+    measured = {"nwj": {"1": {"sd": whole}}, "own": {"1": {"sd": own}}}
+    content = {"information_nats": 2, "anchors": 64, "draws": 200, "measured": measured}
+    assert negatives_optimal.sampled(content, 1) == said

@@ -19,7 +19,8 @@ from dim.estimators import ESTIMATORS
 from dim.figures import drawing
 from dim.figures.drawing import Curve, Level, Lines, number
 
-BOUND, FRESH = "bound", "read out by infonce with 4,096 fresh negatives"
+BOUND, FRESH, SPREAD = "bound", "read out by infonce with 4,096 fresh negatives", "sd of the bound of one batch"
+OF_A_UNIT = {BOUND, SPREAD}  # values in the estimator's own unit
 
 
 class Point(NamedTuple):
@@ -49,7 +50,8 @@ def point(folder: Path, config: Config, axes: Sequence[str], report: dict | None
         last = summary["last"]
         if report is None:
             held_out = summary["held_out"]
-            values = {BOUND: held_out["bound"][0], FRESH: held_out["infonce_4096_nats"][0]}
+            (mean, sd), (fresh, _) = held_out["bound"], held_out["infonce_4096_nats"]
+            values = {BOUND: mean, FRESH: fresh, SPREAD: sd}
             values = {key: value for key, value in values.items() if value is not None}
         else:
             for row, cells in report["linear"]["rows"].items():
@@ -95,7 +97,7 @@ def table(points: Sequence[Point], axis: str) -> list[dict]:
             each = {one.setting.get("seed"): one.values[name] for one in members if name in one.values}
             row[name] = interval(list(each.values())) | {"seeds": len(each), "each": list(each.values())}
             both = [seed for seed in each if seed in rival and name in rival[seed].values]
-            same = name != BOUND or (both and rival[both[0]].unit == members[0].unit)
+            same = name not in OF_A_UNIT or (both and rival[both[0]].unit == members[0].unit)
             if line != first and both and same:
                 row[name]["minus"] = interval([each[seed] - rival[seed].values[name] for seed in both])
         rows.append(row)
@@ -157,18 +159,18 @@ def panels(rows: Sequence[dict], axis: str, label: str) -> list[Lines]:
     truth = truths.pop() if len(truths) == 1 else None
     found = []
     for name in names:
-        for unit in dict.fromkeys(row["unit"] for row in rows) if name == BOUND else [""]:
-            chosen = [row for row in rows if name in row and (name != BOUND or row["unit"] == unit)]
+        for unit in dict.fromkeys(row["unit"] for row in rows) if name in OF_A_UNIT else [""]:
+            chosen = [row for row in rows if name in row and unit in ("", row["unit"])]
             curves = [curve(chosen, line, axis, name, looks[line]) for line in dict.fromkeys(row["line"] for row in chosen)]
             in_nats = unit == "nats" or name == FRESH
-            levels = [Level(f"the truth, {truth:g} nats", truth)] if truth is not None and in_nats else []
+            levels = [Level(f"the truth, {truth:g} nats", truth)] if truth is not None and in_nats and name != SPREAD else []
             if name == BOUND:
                 tops = {row["ceiling"] for row in chosen} - {None}
                 if len(tops) == 1:
                     levels += [Level(f"ceiling {number(top)}", top) for top in tops]
                 else:
                     curves += ceilings(chosen, axis)
-            title = f"{name}, {unit}" if name == BOUND else name
+            title = f"{name}, {unit}" if unit else name
             what = "test accuracy, %" if "accuracy" in name else "nats" if in_nats else unit
             found.append(Lines(title, label + " (log scale)" * log, what, curves, levels, log_x=log))
     return found
