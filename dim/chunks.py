@@ -3,7 +3,8 @@ is due.
 
 Every pair of the whole batch is scored and the gradient is that of the whole batch (gradient caching: Gao et al. 2021,
 arXiv 2101.06983), for one more forward pass of the encoder. The cut is at what the objective's `embed` returns. With batch
-statistics a chunk is the group that is normalised ("ghost" statistics); without them, and without dropout, nothing differs but rounding.
+statistics a chunk is the group that is normalised ("ghost" statistics); without them, and without dropout, nothing differs but
+rounding.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -160,9 +160,9 @@ def rkl(pos: Tensor, neg: Tensor) -> Tensor:
 def chi2(pos: Tensor, neg: Tensor) -> Tensor:
     """Pearson's chi-squared divergence, E r - 1 over the joint: E T+ - E[T-^2 / 4 + T-].
 
-    pos [A, L], neg [A, K] -> scalar without a ceiling. Best critic 2 (r - 1). Constant scores c: -c^2 / 4. f(u) = (u -
-    1)^2 for every u, f*(t) = t^2 / 4 + t (of u >= 0 alone it is -1 below -2, which is tighter), g(T) = T. The official code's "X2" is another function and no bound: it grows with |T| of
-    either sign on both sides.
+    pos [A, L], neg [A, K] -> scalar without a ceiling. Best critic 2 (r - 1). Constant scores c: -c^2 / 4. f(u) = (u - 1)^2
+    for every u, f*(t) = t^2 / 4 + t (of u >= 0 alone it is -1 below -2, which is tighter), g(T) = T. The official code's "X2"
+    is another function and no bound: it grows with |T| of either sign on both sides.
     """
     pos, neg = checked(pos, neg)
     return pos.mean() - (neg.square() / 4 + neg).mean()

@@ -88,6 +88,9 @@ LOOPS = {
 CONJUGATES = {  # of those that have a name of their own too
     "jsd": conjugate_loop(lambda t: LOG2 - math.log(1 + math.exp(-t)), lambda u: -math.log(2 - math.exp(u))),
     "nwj": conjugate_loop(lambda t: 1 + t, lambda u: math.exp(u - 1)),
+    "nce": conjugate_loop(  # of six negatives
+        lambda t: math.log(7) - math.log(1 + 6 * math.exp(-t)), lambda u: -6 * math.log((7 - math.exp(u)) / 6)
+    ),
 }
 
 

@@ -4,6 +4,8 @@ import json
 import math
 import os
 import signal
+import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -103,8 +105,8 @@ def test_fresh_negatives_are_those_of_other_draws():
         x, z = pairs(64, 64 + 4096, 20, rho, 0, "fresh", draw)
         neg = torch.stack([log_ratio(one, z[64:], rho) for one in x])
         values.append(infonce(log_ratio(x, z[:64], rho)[:, None], neg).item())
-    assert gaussian.held_out(made, term, 64, False)["infonce_4096_nats"][0] == pytest.approx(
-        sum(values) / len(values), rel=1e-5
+    assert gaussian.held_out(made, term, 64, False)["infonce_4096_nats"] == pytest.approx(
+        [statistics.fmean(values), statistics.stdev(values)], rel=1e-4
     )
 
 
@@ -113,13 +115,23 @@ def test_what_is_held_out_was_not_trained_on(monkeypatch, tmp_path):
     seen, plain = [], gaussian.pairs
 
     def spied(*args):
-        seen.append(args[-2:])
+        seen.append(args[-3:])
         return plain(*args)
 
     monkeypatch.setattr(gaussian, "pairs", spied)
-    gaussian.train(config(*WORDS, "--train.steps", "70", "--objective.local.units", "8"), tmp_path / "run")
+    gaussian.train(replace(config(*WORDS, "--train.steps", "70", "--objective.local.units", "8"), seed=7), tmp_path / "run")
     assert len(set(seen)) == len(seen) == 70 + gaussian.DRAWS + gaussian.FRESH
-    assert {purpose for purpose, _ in seen} == {"pairs", "held out", "fresh"}
+    assert {(seed, purpose) for seed, purpose, _ in seen} == {(7, "pairs"), (7, "held out"), (7, "fresh")}
+
+
+def test_the_rate_follows_the_schedule(tmp_path, monkeypatch):
+    made, plain = [], gaussian.build.optimizer
+    monkeypatch.setattr(gaussian.build, "optimizer", lambda *args: made.append(plain(*args)) or made[-1])
+    c = config(*WORDS, "--train.steps", "4", "--objective.local.units", "8")
+    gaussian.train(c, tmp_path / "run")
+    rate = made[0].param_groups[0]["lr"]
+    assert rate == pytest.approx(c.train.lr * gaussian.build.schedule(c)(3, 4))
+    assert rate < 0.9 * c.train.lr
 
 
 def test_a_run_learns_and_writes_what_it_found(tmp_path, capsys):

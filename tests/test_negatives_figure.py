@@ -241,3 +241,10 @@ def test_a_ceiling_that_is_everyones_names_no_line_and_a_title_says_what_is_comp
 
 def test_a_hundred_lines_look_different():
     assert len({look_of(line) for line in range(100)}) == 100
+
+
+def test_the_axis_says_what_k_counts():
+    for kind, label in (("sampled", "K, negatives"), ("shifted", "k, shifts")):
+        words = ["--objective.local.negatives", kind, "--objective.local.k", "2"]
+        made = train.read(words, ROOT / "configs" / "digits.yaml")[0]
+        assert negatives.along(K, made).startswith(label)
