@@ -93,8 +93,9 @@ class InnerProduct(Critic):
 
 
 class Table(torch.autograd.Function):
-    """a [A, U] in float32, b [R, U] in bf16 -> a b^T [A, R] in float32. On a CPU; on a GPU autocast hands over float32 rows.
+    """a [A, U] in float32, b [R, U] in bf16 -> a b^T [A, R] in float32.
 
+    Of rows in bf16, as a CPU's autocast leaves them; a GPU's makes LayerNorm in float32, and Dot's rows with it.
     Gradients are products of bf16 with sums in float32, as autocast makes those of every layer; by themselves they would be
     float32, rounded to bf16 afterwards, from a copy of b in float32 that is kept until then. The incoming gradient of an
     anchor mostly sums to 0 over its pairs, and rounded it does not: what this adds along the mean of b is taken off again.
