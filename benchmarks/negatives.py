@@ -1,7 +1,7 @@
 """The grids of results/negatives.md, one JSON a point; what is there is not done again.
 
 python benchmarks/negatives.py GRID [--data DIR] [--runs runs] [--seeds 0 1]    GRID: the end of configs/negatives_GRID.yaml
-python benchmarks/negatives.py GRID --table                                     table and picture of the points so far
+python benchmarks/negatives.py GRID --table                                     tables and picture of the points so far
 
 One thread, seed by seed; two processes with other seeds do not meet. A run's folder is removed once its JSON is there.
 """
@@ -90,9 +90,28 @@ def show(place: Path, axes: dict, path: Path) -> None:
     config, _ = read(["--config", str(path), *grid.texts(points[0].setting)], path)
     axis = negatives.axis_of(axes)
     print(negatives.markdown(negatives.table(points, axis), axis))
+    print(gains(points, axis))
     there = {key: values for key, values in axes.items() if len(values) > 1}
     for file in negatives.draw(RESULTS / f"{path.stem}.png", points, there, config, contents[0].get("protocol", "")):
         print(f"saved as {file}")
+
+
+def gains(points: list[negatives.Point], axis: str) -> str:
+    """What each line gains from a place on the axis to its last one, seed by seed: mean +- 95 % interval, Markdown."""
+    names = list(dict.fromkeys(name for one in points for name in one.values))
+    lines = ["", f"| gain of | from | to | {' | '.join(names)} |", f"|{' --- |' * (3 + len(names))}"]
+    each: dict = {}
+    for one in sorted(points, key=negatives.rank):
+        each.setdefault(negatives.line_of(one.setting, axis), {}).setdefault(one.setting[axis], {})[one.setting["seed"]] = one
+    for line, by_place in each.items():
+        *places, last = sorted(by_place)
+        for place in places:
+            both = by_place[place].keys() & by_place[last].keys()
+            pairs = [(by_place[place][seed].values, by_place[last][seed].values) for seed in sorted(both)]
+            cells = [negatives.interval([late[name] - early[name] for early, late in pairs]) for name in names] if pairs else []
+            text = " | ".join(negatives.with_interval(cell, "+") for cell in cells)
+            lines.append(f"| {line} | {place:g} | {last:g} | {text} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -84,12 +84,12 @@ def table() -> str:
         if runs:
             cells = [with_interval(interval([one[layer] for one in runs.values()])) for layer in LAYERS]
             speed = statistics.median(one["images_per_second"] for one in found[precision].values())
-            lines.append(f"| {precision}, {len(runs)} seeds | {' | '.join(cells)} | {speed:.0f} |")
+            lines.append(f"| {precision}, {len(runs)} seed{'s' * (len(runs) > 1)} | {' | '.join(cells)} | {speed:.0f} |")
     both = sorted(accuracy["float32"].keys() & accuracy["bf16"].keys())
     if both:
         pairs = [[accuracy["bf16"][seed][layer] - accuracy["float32"][seed][layer] for seed in both] for layer in LAYERS]
         cells = [with_interval(interval(differences), "+") for differences in pairs]
-        lines.append(f"| bf16 minus float32, {len(both)} pairs | {' | '.join(cells)} | |")
+        lines.append(f"| bf16 minus float32, {len(both)} pair{'s' * (len(both) > 1)} | {' | '.join(cells)} | |")
     return "\n".join(lines)
 
 

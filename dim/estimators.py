@@ -39,10 +39,10 @@ softplus = partial(F.softplus, threshold=40)
 def jsd(pos: Tensor, neg: Tensor) -> Tensor:
     """Twice the Jensen-Shannon divergence of joint and product, from below: 2 log 2 - E sp(-T+) - E sp(T-).
 
-    f(u) = u log u - (1 + u) log((1 + u) / 2), f*(t) = -log(2 - e^t), g(T) = log 2 - sp(-T).
     pos [A, L], neg [A, K] -> scalar, at most 2 log 2 = 1.386. Not nats of mutual information: it ranks critics, and its
     expectation does not depend on K. Best critic log r, r = p(x, y) / p(x) p(y). Constant scores c: 2 log 2 - sp(-c) - sp(c).
-    Paper, equation (4); f-GAN's "JS" (Nowozin et al. 2016, table 1), whose "GAN" is this minus 2 log 2.
+    f(u) = u log u - (1 + u) log((1 + u) / 2), f*(t) = -log(2 - e^t), g(T) = log 2 - sp(-T). Paper, equation (4); f-GAN's "JS"
+    (Nowozin et al. 2016, table 1), whose "GAN" is this minus 2 log 2.
     """
     pos, neg = checked(pos, neg)
     return 2 * math.log(2) - softplus(-pos).mean() - softplus(neg).mean()

@@ -2,7 +2,7 @@
 
 A configuration file holds `grid: {objective.local.k: [1, 64], seed: [0, 1], ..}`. Keys that stand on the command line are fixed
 there. The same command continues: finished runs are left alone, others go on from their checkpoints (runs on Gaussians, which
-take seconds, begin anew).
+are short, begin anew).
 """
 
 import itertools

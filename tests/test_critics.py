@@ -335,7 +335,7 @@ def test_float64_stays(make):
     assert all(s.dtype == torch.float64 for s in every_score(critic, a, b))
 
 
-def test_a_bf16_table_has_the_scores_and_gradients_of_float32_rounded_once():
+def test_a_bf16_table_has_the_scores_of_float32_and_its_gradients_to_bf16s_rounding():
     """Scores of 8-bit rows are not rounded; gradients are to bf16's 8 bits, themselves and the incoming one."""
     critic = Dot(Y_WIDTH, MAP_WIDTH, 64, scale=0.5)
     a, b = normal(16, 64).bfloat16().detach(), normal(3, 5, 64, seed=1).bfloat16().detach()

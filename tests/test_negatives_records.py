@@ -127,3 +127,13 @@ def test_what_was_drawn_of_the_negatives_part(own, whole, said):
     measured = {"nwj": {"1": {"sd": whole}}, "own": {"1": {"sd": own}}}
     content = {"information_nats": 2, "anchors": 64, "draws": 200, "measured": measured}
     assert negatives_optimal.sampled(content, 1) == said
+
+
+def test_gains_along_a_line_are_taken_seed_by_seed():
+    def point(k, seed, value):
+        return negatives.negatives.Point({"objective.local.k": k, "seed": seed}, {"y": value}, "nats", None)
+
+    points = [point(8, 0, 5.0), point(1, 0, 3.0), point(1, 1, 4.0), point(8, 1, 7.0), point(4, 1, 6.0), point(1, 2, 9.0)]
+    found = negatives.gains(points, "objective.local.k").splitlines()[3:]
+    assert found[0].startswith("| all | 1 | 8 | +2.50 +- 6.35 |")  # 2 and 3: 12.706 / 2
+    assert found[1:] == ["| all | 4 | 8 | +1.00 |"]

@@ -38,7 +38,7 @@ def test_a_seed_is_trained_and_evaluated_in_both_precisions_once(script, tmp_pat
     before = {path: path.stat().st_mtime_ns for path in precision.PLACE.iterdir()}
     assert script("--seeds", "1") == 0
     assert {path: path.stat().st_mtime_ns for path in precision.PLACE.iterdir()} == before
-    assert "bf16 minus float32, 1 pairs" in capsys.readouterr().out
+    assert "bf16 minus float32, 1 pair |" in capsys.readouterr().out
 
 
 def test_the_table_by_hand(script, capsys):
