@@ -16,8 +16,9 @@ process with the same threads, allocator and denormal settings (those of train.p
 float32 the plain way's products are made by the library that dim chooses too, or with --plain-products torch by torch's choice,
 as the authors' code would run (they differ on AMD's processors, see `dim.machine.tune_products`). On a
 CPU the clock is the process's CPU seconds, on a GPU wall time with synchronisation; a ratio is taken turn by turn. limit: the
-matrix products' arithmetic of dim's step, counted by torch, over the rate of a 1024 x 1024 x 1024 product of the same
-precision in the same turn. Peak memory: of a fresh process of each way.
+matrix products' arithmetic of dim's step, by torch's own formulas, over the rate of a 1024 x 1024 x 1024 product in the same
+turn, each product by the rate of its own precision: the score table of a bf16 step is made in float32. Peak memory: of a fresh
+process of each way.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +51,9 @@ from step_parts import (  # beside this file; makes dim importable
     whole_gradients,
 )
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 from tqdm import tqdm
 
 from dim.critics import Concat, Critic, Dot, ResidualHead
@@ -57,6 +61,8 @@ from dim.machine import ONEDNN, coarse_products
 
 TOLERANCE = 1e-3  # relative, of losses and gradients in float32: the sums run in another order over scores of 45 and more
 WAYS = ("dim", "plain")
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+PRECISIONS = {dtype: name for name, dtype in DTYPES.items()}
 
 
 # ------------------------------------------------------------------------------------------------- the plain arrangement
@@ -297,34 +303,52 @@ def seconds(work: Callable[..., object], *given: object, device: str) -> float:
 
 def matmul_rate(precision: str, args: argparse.Namespace, side: int = 1024) -> float:
     """FLOP a second of a matrix product of this precision, best of five."""
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    a, b = (torch.randn(side, side, device=args.device).to(dtype) for _ in range(2))
+    a, b = (torch.randn(side, side, device=args.device).to(DTYPES[precision]) for _ in range(2))
     return 2 * side**3 / min(seconds(torch.mm, a, b, device=args.device) for _ in range(5))
 
 
-def flop(critic: str, estimator: str, batch: int, args: argparse.Namespace) -> float:
-    """Matrix products and convolutions of one step of dim's way."""
-    step = stepper("dim", "float32", critic, estimator, batch, args)
-    with FlopCounterMode(display=False) as mode:
+class Arithmetic(TorchDispatchMode):
+    """Inside, FLOP of matrix products and convolutions, by the precision of what they give."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flop = {precision: 0 for precision in DTYPES}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if (count := flop_registry.get(func._overloadpacket)) is not None:
+            dtype = next(t.dtype for t in tree_leaves(out) if isinstance(t, Tensor))
+            self.flop[PRECISIONS[dtype]] += count(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def flop(precision: str, critic: str, estimator: str, batch: int, args: argparse.Namespace) -> dict[str, int]:
+    """Matrix products and convolutions of one step of dim's way, by their own precision."""
+    step = stepper("dim", precision, critic, estimator, batch, args)
+    with Arithmetic() as counted:
         step(0)
-    return mode.get_total_flops()
+    return counted.flop
 
 
 def measure(critic: str, estimator: str, batch: int, args: argparse.Namespace) -> dict:
     """Seconds of each way in each precision, turn by turn; ratios plain / dim and dim's shares of the limit."""
-    work = flop(critic, estimator, batch, args)
+    work = {precision: flop(precision, critic, estimator, batch, args) for precision in args.precisions}
     ways = list(itertools.product(WAYS, args.precisions))
     steps = {f"{way} {precision}": stepper(way, precision, critic, estimator, batch, args) for way, precision in ways}
     turns, rates = [], []
     name = f"{critic}, {estimator}, batch {batch}"
     for turn in tqdm(range(args.repeats + 1), desc=name, unit="turn", disable=None, leave=False):
-        rates.append({precision: matmul_rate(precision, args) for precision in args.precisions})
+        rates.append({precision: matmul_rate(precision, args) for precision in DTYPES})
         order = list(steps) if turn % 2 else list(steps)[::-1]  # neither always follows the other
         turns.append({way: seconds(steps[way], turn, device=args.device) for way in order})
     turns, rates = turns[1:], rates[1:]  # the first warms up
     ratios = {pair: [turn[f"plain {pair[1]}"] / turn[f"dim {pair[0]}"] for turn in turns] for pair in pairs(args.precisions)}
-    shares = {p: [work / rate[p] / t[f"dim {p}"] for t, rate in zip(turns, rates, strict=True)] for p in args.precisions}
-    found = {"critic": critic, "estimator": estimator, "batch": batch, "gflop": work / 1e9, "turns": turns, "rates": rates}
+    shares = {
+        p: [sum(work[p][q] / rate[q] for q in DTYPES) / t[f"dim {p}"] for t, rate in zip(turns, rates, strict=True)]
+        for p in args.precisions
+    }
+    gflop = {p: {q: of / 1e9 for q, of in each.items()} for p, each in work.items()}
+    found = {"critic": critic, "estimator": estimator, "batch": batch, "gflop": gflop, "turns": turns, "rates": rates}
     return found | {"ratios": {" over ".join(pair): of for pair, of in ratios.items()}, "shares_of_limit": shares}
 
 
@@ -368,7 +392,7 @@ def main() -> None:
     parser.add_argument("--estimators", nargs="+", choices=list(TABLES), default=["infonce", "jsd", "dv"])
     parser.add_argument("--batches", type=int, nargs="+", default=[64, 256])
     parser.add_argument("--units", type=int, default=2048, help="of the dot critic; concat has its own 512")
-    parser.add_argument("--precisions", nargs="+", choices=["float32", "bf16"], default=["float32"], help="of both ways")
+    parser.add_argument("--precisions", nargs="+", choices=list(DTYPES), default=["float32"], help="of both ways")
     parser.add_argument("--plain-products", choices=["dim", "torch"], default="dim", help="who chooses the plain way's library")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5, help="turns")

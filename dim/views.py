@@ -118,7 +118,7 @@ class Flip:
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
         """images [N, C, H, W] of any type -> the same shape, channels last."""
         pixels = images.permute(0, 2, 3, 1)
-        both = torch.cat([pixels, pixels.flip(2)])  # whole images of it are copied; a choice number by number took thrice as long
+        both = torch.cat([pixels, pixels.flip(2)])  # of it whole images; a choice number by number took three times as long
         taken = torch.arange(len(images), device=images.device) + len(images) * chosen(draws[:, 0], self.probability)
         return both.index_select(0, taken).permute(0, 3, 1, 2)
 

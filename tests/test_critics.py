@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dim.critics import CRITICS, Bilinear, Concat, Cosine, Dot, Projected, ResidualHead, Table
+from dim.critics import CRITICS, Bilinear, Concat, Cosine, Dot, Projected, ResidualHead, Rows, Table, of_rows
 from dim.estimators import infonce
 from dim.norms import NORMS
 
@@ -399,3 +399,32 @@ def test_a_bf16_table_can_be_differentiated_twice():
     (second,) = torch.autograd.grad(first.sum(), a)
     expected = 2 * (b.detach().float().T @ b.detach().float()).sum(0).expand(3, -1)
     assert torch.allclose(second, expected, rtol=0.03, atol=0.03 * expected.abs().max())
+
+
+# ---- rows
+
+
+@pytest.mark.parametrize(("width", "units"), [(3, 5), (5, 3), (4, 4)], ids=["widening", "narrowing", "square"])
+@pytest.mark.parametrize("biased", [True, False])
+def test_many_rows_have_the_gradients_of_a_linear_layer(width, units, biased):
+    layer, x = shaken(torch.nn.Linear(width, units, bias=biased)), normal(2 * units, width)
+    found = of_rows(layer, x)
+    assert type(found.grad_fn).__name__ == "RowsBackward"
+    assert_same_scores(found, layer(x), [x, *layer.parameters()])
+
+
+def test_gradients_of_gradients_of_many_rows():
+    x, w, bias = normal(6, 2), normal(3, 2, seed=1), normal(3, seed=2)
+    assert torch.autograd.gradgradcheck(lambda *given: Rows.apply(*given).sin(), (x, w, bias))
+
+
+def test_many_rows_under_autocast_are_those_of_bf16():
+    """To the rounding of bf16, and the weights' gradients in their own float32."""
+    layer, x = torch.nn.Linear(4, 8), normal(64, 4).detach().float()
+    with torch.autocast("cpu", torch.bfloat16):
+        many, few = of_rows(layer, x), torch.cat([of_rows(layer, part) for part in x.split(8)])
+    assert type(few.grad_fn).__name__ == "CatBackward0"
+    assert many.dtype == few.dtype == torch.bfloat16
+    for p, q in zip(*(torch.autograd.grad(y.float().square().sum(), layer.parameters()) for y in (many, few)), strict=True):
+        assert p.dtype == torch.float32
+        torch.testing.assert_close(p, q, rtol=0.02, atol=0.02 * q.abs().max().item())
