@@ -9,6 +9,7 @@ again: online wandb passes over steps that it has; offline each process writes a
 import os
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,6 +72,10 @@ class Tracker:
         except Exception as error:  # wandb raises many kinds, and none is worth the training
             self.run = None
             self.warn(f"run.wandb: {reason(error)}; the run goes on without wandb, metrics.jsonl has every row")
+            with suppress(Exception):  # now: when the process ends, it would fail once more, with a traceback
+                from wandb import teardown
+
+                teardown()
 
 
 def start(config: Config, folder: Path, id: str, warn: Callable[[str], None]) -> Tracker:

@@ -300,6 +300,35 @@ def test_a_full_disk_is_said_once(part, untracked, tmp_path, monkeypatch, capsys
     assert len(rows(tmp_path / "r")) == 3
 
 
+def test_a_killed_process_of_wandbs_own_is_said_once(untracked, tmp_path):
+    """In a process of its own, to its very end."""
+    script = """if True:
+        import os, signal, sys
+        from pathlib import Path
+        import train
+        from dim.guard import Guard
+
+        def watch(self, step, values, watch=Guard.watch):
+            watch(self, step, values)
+            children = Path(f"/proc/{os.getpid()}/task").glob("*/children")
+            for child in [int(child) for path in children if step == 0 for child in path.read_text().split()]:
+                os.kill(child, signal.SIGKILL)
+                print("killed", Path(f"/proc/{child}/cmdline").read_text())
+
+        Guard.watch = watch
+        sys.exit(train.main(sys.argv[1:]))
+    """
+    words = tiny(tmp_path / "r", "--run.wandb", "offline", "--run.save_every", "1")
+    done = subprocess.run([sys.executable, "-c", script, *words], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "wandb-core" in done.stdout.partition("killed ")[2]
+    (line,) = [line for line in done.stderr.splitlines() if "step/s" not in line and line.strip()]
+    assert line.startswith("warning: run.wandb: ")
+    assert line.endswith("the run goes on without wandb, metrics.jsonl has every row")
+    assert same_weights(untracked, tmp_path / "r")
+    assert len(rows(tmp_path / "r")) == 3
+
+
 # ---- summary.json
 
 
