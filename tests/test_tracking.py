@@ -312,8 +312,8 @@ def test_a_killed_process_of_wandbs_own_is_said_once(untracked, tmp_path):
             watch(self, step, values)
             children = Path(f"/proc/{os.getpid()}/task").glob("*/children")
             for child in [int(child) for path in children if step == 0 for child in path.read_text().split()]:
-                os.kill(child, signal.SIGKILL)
                 print("killed", Path(f"/proc/{child}/cmdline").read_text())
+                os.kill(child, signal.SIGKILL)
 
         Guard.watch = watch
         sys.exit(train.main(sys.argv[1:]))
