@@ -1,5 +1,6 @@
-"""The plain arrangement of a step that `benchmarks/step.py` times beside dim's."""
+"""The plain arrangement of a step that `benchmarks/step.py` times beside dim's, and the arithmetic that its limit counts."""
 
+import argparse
 import sys
 
 import pytest
@@ -29,3 +30,13 @@ def test_plain_losses_of_equal_scores_are_no_information():
     assert step.jsd_of_table(table).item() == pytest.approx(0, abs=1e-12)
     assert step.dv_of_table(table).item() == pytest.approx(0, abs=1e-12)
     assert step.infonce_of_table(table).item() == pytest.approx(0, abs=1e-4)  # the authors' -10 for an own image is no -inf
+
+
+def test_the_limit_counts_the_score_table_of_a_bf16_step_in_float32():
+    """2 A P L U for every score; all else in bf16, but the products with ones that sum rows."""
+    batch, units, places = 8, 64, 64
+    given = ("dot", "infonce", batch, argparse.Namespace(units=units, device="cpu"))
+    whole, parted = step.flop("float32", *given), step.flop("bf16", *given)
+    assert whole["bf16"] == 0
+    assert parted["float32"] == 2 * batch * batch * places * units
+    assert sum(parted.values()) == pytest.approx(whole["float32"], rel=0.01)
