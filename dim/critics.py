@@ -7,7 +7,8 @@ A anchors (global vectors y), P images in the pool, L locations of a map, K nega
     pairs(a, b, out, rows)           -> neg [A, K]               gather and score, or where all are asked the table
     scores(a, b, own, out, rows)     -> pos [A, L], neg [A, K]   where there is a table, both are read from it
 
-Scores are at least float32 whatever autocast says; float64 stays.
+own [A] ascends, so it names all of a pool of A in their order. Scores are at least float32 whatever autocast says; float64
+stays.
 """
 
 import math
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from dim.estimators import raised
 from dim.norms import norm
@@ -51,7 +53,8 @@ class Critic(nn.Module, ABC):
     def scores(self, a: Tensor, b: Tensor, own: Tensor, out: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Scores of each anchor with its own map, whose place in the pool is own [A], and of its negatives as `pairs` gives
         them: pos [A, L], neg [A, K]."""
-        return self.score(a[:, None], b.index_select(0, own)), self.pairs(a, b, out, rows)
+        mine = b if len(own) == len(b) else b.index_select(0, own)
+        return self.score(a[:, None], mine), self.pairs(a, b, out, rows)
 
 
 class InnerProduct(Critic):
@@ -208,7 +211,9 @@ class Rows(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, w)
         ctx.biased = bias is not None
-        return F.linear(x, w, bias)
+        if bias is None or x.dtype == torch.bfloat16:  # which would be rounded twice
+            return F.linear(x, w, bias)
+        return (x @ w.T).add_(bias)  # F.linear first fills the result with the bias
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -252,10 +257,59 @@ class Concat(Critic):
         return self.anchor_part(y), by_rows(self.map_part, m)
 
     def score(self, a: Tensor, b: Tensor) -> Tensor:
-        """a [..., U], b [..., U] -> [...]; the last layer in float32, since a score of 8 bits is too coarse for a bound."""
-        hidden = F.relu(self.hidden(F.relu(a + b)))
-        with torch.autocast(a.device.type, enabled=False):
-            return F.linear(raised(hidden), raised(self.out.weight), raised(self.out.bias)).squeeze(-1)
+        """a [..., U], b [..., U] -> [...]."""
+        return self.of_first((a + b).relu_())
+
+    def of_first(self, first: Tensor) -> Tensor:
+        """The first layer's output [..., U] -> scores [...]; the last layer in float32, since a score of 8 bits is too coarse
+        for a bound."""
+        hidden = of_rows(self.hidden, first.reshape(-1, first.shape[-1])).relu_()
+        with torch.autocast(first.device.type, enabled=False):
+            return F.linear(raised(hidden), raised(self.out.weight), raised(self.out.bias)).view(first.shape[:-1])
+
+    def scores(self, a: Tensor, b: Tensor, own: Tensor, out: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if rows is None:
+            return super().scores(a, b, own, out, rows)
+        mine, others = a.shape[0] * b.shape[1], rows.numel()
+        pos, neg = self.of_first(Met.apply(a, b, own, rows)).split([mine, others])
+        return pos.view(len(a), -1), neg.view(rows.shape)
+
+
+class Met(torch.autograd.Function):
+    """a [A, U], b [P, L, U], own [A], rows [A, K] -> relu(a_i + b_j) of each anchor with its own map, then with its negatives:
+    [A L + A K, U].
+
+    As one, so that no copy is made of the own maps where they are the pool, nor of the negatives before the sum; and the
+    gradients of b are added up in one place.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, own: Tensor, rows: Tensor) -> Tensor:
+        mine = b if len(own) == len(b) else b.index_select(0, own)
+        met = a.new_empty(mine.numel() // a.shape[1] + rows.numel(), a.shape[1])
+        pos, neg = parted(met, mine.shape[:2], rows.shape)
+        torch.add(a[:, None], mine, out=pos)
+        torch.index_select(b.flatten(0, 1), 0, rows.flatten(), out=neg.flatten(0, 1))
+        neg.add_(a[:, None])
+        ctx.save_for_backward(met.relu_(), own, rows)
+        ctx.pool = b.shape
+        return met
+
+    @staticmethod
+    @once_differentiable  # slopes of a critic are those of `score`
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        met, own, rows = ctx.saved_tensors
+        images, places = ctx.pool[:2]
+        gradient = torch.ops.aten.threshold_backward(gradient, met, 0)
+        pos, neg = parted(gradient, (len(own), places), rows.shape)
+        of_a = pos.sum(1) + neg.sum(1)
+        of_b = pos if len(own) == images else pos.new_zeros(ctx.pool).index_add_(0, own, pos)
+        return of_a, of_b.flatten(0, 1).index_add_(0, rows.flatten(), neg.flatten(0, 1)).view(ctx.pool), None, None
+
+
+def parted(met: Tensor, own: tuple[int, ...], rows: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """[A L + A K, U] -> views [A, L, U] and [A, K, U]."""
+    return met[: math.prod(own)].view(*own, -1), met[math.prod(own) :].view(*rows, -1)
 
 
 class Projected(Critic):
@@ -286,7 +340,9 @@ class Projected(Critic):
 
 def by_rows(layer: nn.Module, m: Tensor) -> Tensor:
     """Apply a layer of vectors to every location: m [P, D, L] -> [P, L, U]. No copy where m lies channels last."""
-    return layer(m.transpose(1, 2).flatten(0, 1)).unflatten(0, (m.shape[0], m.shape[2]))
+    rows = m.transpose(1, 2).flatten(0, 1)
+    made = of_rows(layer, rows) if isinstance(layer, nn.Linear) else layer(rows)
+    return made.unflatten(0, (m.shape[0], m.shape[2]))
 
 
 def gathered(b: Tensor, rows: Tensor) -> Tensor:

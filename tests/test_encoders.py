@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dim.encoders import ARCHITECTURES, Architecture, Conv, Encoder, local_layers, places
+from dim.encoders import ARCHITECTURES, Architecture, Conv, Encoder, Flatten, local_layers, places
 from dim.norms import NORMS, ChannelNorm, norm
 
 each_norm = pytest.mark.parametrize("kind", NORMS)
@@ -228,3 +228,15 @@ def test_one_process_alone_has_the_bits_of_batch_norm_with_sync(tiny):
 def test_an_unknown_norm_is_refused():
     with pytest.raises(ValueError, match="unknown norm 'batchnorm': it must be one of batch, sync, layer, none"):
         Encoder("small8x8", 1, norm="batchnorm")
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_the_gradient_of_a_flattened_map_lies_as_the_map_does(memory_format):
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64).contiguous(memory_format=memory_format).requires_grad_()
+    weight = torch.randn(2, 48, dtype=torch.float64)
+    flat = Flatten()(x)
+    assert torch.equal(flat, x.flatten(1))
+    (gradient,) = torch.autograd.grad((flat * weight).sum(), x)
+    assert torch.equal(gradient, weight.view(x.shape))
+    assert gradient.is_contiguous(memory_format=memory_format)
+    assert Flatten()(weight) is weight
