@@ -1,7 +1,8 @@
 """Memory: what a step will take, found by making it with tensors that have shapes and no numbers.
 
 Counted are the tensors that live at the same time, as torch's own operators make and free them, forward and backward; and
-what stays, weights, gradients, Adam's moments, buffers. Not seen is what an operator takes inside, and what an allocator keeps.
+what stays, weights, gradients, Adam's moments, buffers. Not seen is what an operator takes inside; what the allocator keeps is
+a share of a step, by measurement.
 """
 
 import resource
@@ -17,6 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dim.model import Model
+
+# Of a step's bytes, what glibc holds beside them once freed memory is kept (`dim.machine.tune_process`): pieces that the next
+# request does not fit into. Between none and 0.75 of a step (results/performance.md).
+KEPT = 0.5
 
 
 class Live(TorchDispatchMode):
@@ -77,5 +82,7 @@ def line(model: Model, shape: tuple[int, int, int], images: int) -> str:
     else:  # ru_maxrss counts KiB, but bytes on macOS
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         stands, where = most, "the process with torch and the data"
+    kept = KEPT * step if device.type == "cpu" and sys.platform == "linux" else 0
     parts = f"{stands / 2**30:.2f} {where}, {step / 2**30:.2f} for a step, a checkpoint, gradients and moments"
-    return f"memory     about {(stands + step) / 2**30:.2f} GiB at the peak: {parts}"
+    parts += f", {kept / 2**30:.2f} freed and kept" if kept else ""
+    return f"memory     about {(stands + step + kept) / 2**30:.2f} GiB at the peak: {parts}"
