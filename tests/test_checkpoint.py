@@ -333,6 +333,23 @@ def test_the_lock_names_its_holder_and_is_free_again(tmp_path):
         pass
 
 
+def test_a_lock_that_its_owner_took_away_meanwhile_locks_nothing(tmp_path, monkeypatch):
+    """Opened, then unlinked by the run that just ended: whoever holds that file would not keep a third one out."""
+    flock = checkpoint.fcntl.flock
+
+    def late(file, how):
+        (tmp_path / "lock").unlink()
+        (tmp_path / "lock").touch()  # of a third process
+        flock(file, how)
+
+    monkeypatch.setattr(checkpoint.fcntl, "flock", late)
+    with pytest.raises(UserError, match="is being trained by another process"), checkpoint.locked(tmp_path):
+        pass
+    monkeypatch.undo()
+    with checkpoint.locked(tmp_path):
+        pass
+
+
 @pytest.mark.parametrize(("number", "error"), [(errno.ENOSPC, OSError), (errno.EIO, OSError), (errno.EACCES, UserError)])
 def test_a_full_disk_is_no_mistake_of_the_user(number, error):
     with pytest.raises(error) as raised, checkpoint.to_be_written("here"):

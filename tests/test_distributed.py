@@ -19,7 +19,7 @@ from conftest import ROOT, same, tiny
 
 import train
 from dim import build, checkpoint, distributed
-from dim.config import Config, built, flat
+from dim.config import Config, UserError, built, flat
 from dim.encoders import Encoding
 from dim.estimators import ESTIMATORS
 from dim.guard import Guard
@@ -426,6 +426,36 @@ def test_features_are_shared_out_and_the_same_to_the_bit():
     for number in (2, 3):
         for found in on_ranks(number, probes_of, number):
             assert (found == expected).all()
+
+
+def handed_out(content: dict | Exception) -> tuple:
+    """On each rank: what `from_first` gives of the first one's content, and the statistics that `as_first` leaves."""
+    with distributed.joined(torch.device("cpu"), 60):
+        norm = torch.nn.BatchNorm1d(2)
+        norm.running_mean.fill_(distributed.rank())
+        distributed.as_first(norm)
+
+        def make():
+            assert distributed.rank() == 0
+            if isinstance(content, Exception):
+                raise content
+            return content
+
+        try:
+            found = distributed.from_first(make)
+            given = "as text" if found == content else "another"
+        except Exception as error:
+            given = f"{type(error).__name__}: {error}"
+        return norm.running_mean.tolist(), given
+
+
+def test_what_the_first_process_read_and_its_statistics_reach_all(tmp_path):
+    assert on_ranks(2, handed_out, {"step": 3, "name": "x"}) == [([0.0, 0.0], "as text")] * 2
+    refused = on_ranks(2, handed_out, UserError("no such file"))
+    assert refused == [([0.0, 0.0], "UserError: no such file"), ([0.0, 0.0], "UserError: the first process says why")]
+    (_, first), (_, second) = on_ranks(2, handed_out, {"path": tmp_path})  # no class of any kind is built
+    assert first == second
+    assert first.startswith("UnpicklingError: Weights only load failed")
 
 
 def test_without_a_group_every_function_gives_back_what_it_got():
