@@ -330,6 +330,11 @@ def flop(precision: str, critic: str, estimator: str, batch: int, args: argparse
     return counted.flop
 
 
+def share(work: dict[str, int], rates: dict[str, float], seconds: float) -> float:
+    """Of the time that a step took, what its products would take at the rates of their own precisions."""
+    return sum(work[precision] / rates[precision] for precision in work) / seconds
+
+
 def measure(critic: str, estimator: str, batch: int, args: argparse.Namespace) -> dict:
     """Seconds of each way in each precision, turn by turn; ratios plain / dim and dim's shares of the limit."""
     work = {precision: flop(precision, critic, estimator, batch, args) for precision in args.precisions}
@@ -343,10 +348,7 @@ def measure(critic: str, estimator: str, batch: int, args: argparse.Namespace) -
         turns.append({way: seconds(steps[way], turn, device=args.device) for way in order})
     turns, rates = turns[1:], rates[1:]  # the first warms up
     ratios = {pair: [turn[f"plain {pair[1]}"] / turn[f"dim {pair[0]}"] for turn in turns] for pair in pairs(args.precisions)}
-    shares = {
-        p: [sum(work[p][q] / rate[q] for q in DTYPES) / t[f"dim {p}"] for t, rate in zip(turns, rates, strict=True)]
-        for p in args.precisions
-    }
+    shares = {p: [share(work[p], rate, t[f"dim {p}"]) for t, rate in zip(turns, rates, strict=True)] for p in args.precisions}
     gflop = {p: {q: of / 1e9 for q, of in each.items()} for p, each in work.items()}
     found = {"critic": critic, "estimator": estimator, "batch": batch, "gflop": gflop, "turns": turns, "rates": rates}
     return found | {"ratios": {" over ".join(pair): of for pair, of in ratios.items()}, "shares_of_limit": shares}

@@ -216,20 +216,22 @@ class Rows(torch.autograd.Function):
         return (x @ w.T).add_(bias)  # F.linear first fills the result with the bias
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, w = ctx.saved_tensors
-        back = gradient @ w.T.contiguous().T
-        narrow = w.shape[1] < w.shape[0]
-        of_w = (x.T @ gradient).T if narrow else gradient.T @ x
+        back = gradient @ w.T.contiguous().T if ctx.needs_input_grad[0] else None
+        of_w = None
+        if ctx.needs_input_grad[1]:
+            of_w = (x.T @ gradient).T if w.shape[1] < w.shape[0] else gradient.T @ x
         of_bias = (gradient.new_ones(1, len(gradient)) @ gradient)[0] if ctx.biased else None
         return back, of_w, of_bias
 
 
 def of_rows(layer: nn.Linear, x: Tensor) -> Tensor:
-    """layer(x [R, D]) -> [R, U]; of many rows on a CPU by `Rows`."""
+    """layer(x [R, D]) -> [R, U]; of many rows on a CPU by `Rows`, past hooks of the layer."""
     if x.device.type != "cpu" or len(x) < 2 * layer.out_features:
         return layer(x)
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    cast = torch.is_autocast_enabled("cpu") and x.dtype != torch.float64  # which autocast leaves as it is
+    dtype = torch.get_autocast_dtype("cpu") if cast else x.dtype
     bias = None if layer.bias is None else layer.bias.to(dtype)
     return Rows.apply(x.to(dtype), layer.weight.to(dtype), bias)
 
@@ -258,26 +260,24 @@ class Concat(Critic):
 
     def score(self, a: Tensor, b: Tensor) -> Tensor:
         """a [..., U], b [..., U] -> [...]."""
-        return self.of_first((a + b).relu_())
+        return self.last(self.hidden((a + b).relu_()).relu_())
 
-    def of_first(self, first: Tensor) -> Tensor:
-        """The first layer's output [..., U] -> scores [...]; the last layer in float32, since a score of 8 bits is too coarse
-        for a bound."""
-        hidden = of_rows(self.hidden, first.reshape(-1, first.shape[-1])).relu_()
-        with torch.autocast(first.device.type, enabled=False):
-            return F.linear(raised(hidden), raised(self.out.weight), raised(self.out.bias)).view(first.shape[:-1])
+    def last(self, hidden: Tensor) -> Tensor:
+        """The last layer, [..., U] -> [...], in float32, since a score of 8 bits is too coarse for a bound."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return F.linear(raised(hidden), raised(self.out.weight), raised(self.out.bias)).squeeze(-1)
 
     def scores(self, a: Tensor, b: Tensor, own: Tensor, out: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if rows is None:
             return super().scores(a, b, own, out, rows)
-        mine, others = a.shape[0] * b.shape[1], rows.numel()
-        pos, neg = self.of_first(Met.apply(a, b, own, rows)).split([mine, others])
+        scores = self.last(of_rows(self.hidden, Met.apply(a, b, own, rows)).relu_())
+        pos, neg = scores.split([len(a) * b.shape[1], rows.numel()])
         return pos.view(len(a), -1), neg.view(rows.shape)
 
 
 class Met(torch.autograd.Function):
-    """a [A, U], b [P, L, U], own [A], rows [A, K] -> relu(a_i + b_j) of each anchor with its own map, then with its negatives:
-    [A L + A K, U].
+    """a [A, U], b [P, L, U] of one type, own [A], rows [A, K] -> relu(a_i + b_j) of each anchor with its own map, then with its
+    negatives: [A L + A K, U].
 
     As one, so that no copy is made of the own maps where they are the pool, nor of the negatives before the sum; and the
     gradients of b are added up in one place.

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from dim.model import Model
 
 # Of a step's bytes, what glibc holds beside them once freed memory is kept (`dim.machine.tune_process`): pieces that the next
-# request does not fit into. Between none and 0.75 of a step (results/performance.md).
+# request does not fit into. Between none and 1.2 of a step (results/performance.md).
 KEPT = 0.5
 
 

@@ -11,12 +11,14 @@ import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any, Literal
 
 from dim.config import Config, flat
 from dim.reading import one_line
 
 Mode = Literal["online", "offline"]
+PATIENCE = 10  # seconds for wandb to end its own process, where it failed
 ATTEMPTS: dict[str, tuple[Mode, ...]] = {"online": ("online", "offline"), "offline": ("offline",)}
 
 QUIET: dict[str, Any] = {  # no word on the terminal, and so no question for a key; nothing of code, machine and shell
@@ -72,10 +74,7 @@ class Tracker:
         except Exception as error:  # wandb raises many kinds, and none is worth the training
             self.run = None
             self.warn(f"run.wandb: {reason(error)}; the run goes on without wandb, metrics.jsonl has every row")
-            with suppress(Exception):  # now: when the process ends, it would fail once more, with a traceback
-                from wandb import teardown
-
-                teardown()
+            let_go()
 
 
 def start(config: Config, folder: Path, id: str, warn: Callable[[str], None]) -> Tracker:
@@ -119,8 +118,23 @@ def begin(config: Config, folder: Path, id: str, mode: Mode) -> Any:
             settings=settings,
         )
     except Exception:
-        wandb.teardown()  # else the id counts as taken in a second attempt
+        let_go()  # else the id counts as taken in a second attempt
         raise
+
+
+def let_go() -> None:
+    """Have wandb end its own process now: when ours ends it would try again, with a traceback where that process is lost, and
+    for as long as it takes. Here it may take PATIENCE seconds, and the exit that it may ask for is that of a thread alone."""
+
+    def act() -> None:
+        from wandb import teardown
+
+        with suppress(BaseException):
+            teardown()
+
+    thread = Thread(target=act, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
 
 
 def reason(error: Exception) -> str:

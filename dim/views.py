@@ -71,7 +71,7 @@ class Crop:
         top, left = (whole(draws[:, i], side - self.size + 1) for i, side in enumerate((height, width)))
         # a window's row is a run of memory: all places where one may begin, overlapping, of which a window takes `size`;
         # a gather of its pixels one by one took 15 times as long
-        runs = images.as_strided((n * height * width - self.size + 1, self.size * channels), (channels, 1))
+        runs = images.as_strided((max(0, n * height * width - self.size + 1), self.size * channels), (channels, 1))
         row = (torch.arange(n, device=images.device) * height + top)[:, None] + torch.arange(self.size, device=images.device)
         windows = runs.index_select(0, (row * width + left[:, None]).flatten())
         return windows.view(n, self.size, self.size, channels).permute(0, 3, 1, 2)

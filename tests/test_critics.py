@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from dim.critics import CRITICS, Bilinear, Concat, Cosine, Dot, Met, Projected, ResidualHead, Rows, Table, of_rows
 from dim.estimators import infonce
@@ -424,6 +425,7 @@ def test_many_rows_under_autocast_are_those_of_bf16():
     with torch.autocast("cpu", torch.bfloat16):
         many, few = of_rows(layer, x), torch.cat([of_rows(layer, part) for part in x.split(8)])
     assert type(few.grad_fn).__name__ == "CatBackward0"
+    assert torch.equal(many, few)  # a bias added behind the product would be rounded twice
     assert many.dtype == few.dtype == torch.bfloat16
     for p, q in zip(*(torch.autograd.grad(y.float().square().sum(), layer.parameters()) for y in (many, few)), strict=True):
         assert p.dtype == torch.float32
@@ -434,3 +436,29 @@ def test_many_rows_under_autocast_are_those_of_bf16():
 def test_gradients_of_pairs_that_met(own):
     a, b, rows = normal(len(own), 2), normal(3, 2, 2, seed=1), torch.tensor([[0, 3], [5, 3], [1, 1]])[: len(own)]
     assert torch.autograd.gradcheck(lambda a, b: Met.apply(a, b, torch.tensor(own), rows), (a, b))
+    met = Met.apply(a, b, torch.tensor(own), rows)
+    incoming = torch.ones_like(met).requires_grad_()
+    (slope,) = torch.autograd.grad(met, b, incoming, create_graph=True)
+    assert torch.equal(incoming, torch.ones_like(met))
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.sum().backward()
+
+
+def test_many_rows_compute_no_gradient_that_nobody_wants():
+    layer, x = shaken(torch.nn.Linear(3, 5)), normal(10, 3)
+    with FlopCounterMode(display=False) as all_of_them:
+        of_rows(layer, x).sum().backward()
+    layer.weight.requires_grad_(False)
+    with FlopCounterMode(display=False) as without_weights:
+        of_rows(layer, x).sum().backward()
+    layer.weight.requires_grad_(True)
+    with FlopCounterMode(display=False) as without_rows:
+        of_rows(layer, x.detach()).sum().backward()
+    one, sums = 2 * 10 * 3 * 5, 2 * 10 * 5  # a product, and the sum of rows for the bias
+    assert all_of_them.get_total_flops() == 3 * one + sums
+    assert without_weights.get_total_flops() == without_rows.get_total_flops() == 2 * one + sums
+
+
+def test_rows_of_float64_stay_so_under_autocast():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert of_rows(torch.nn.Linear(2, 3).double(), normal(6, 2)).dtype == torch.float64

@@ -95,11 +95,13 @@ def test_a_dry_run_foretells_the_peak(words, tmp_path, real_data):
     assert measured == pytest.approx(foretold, rel=0.25)
 
 
-def test_a_dry_run_says_the_memory_of_a_small_run(tmp_path, capsys):
+def test_a_dry_run_says_the_memory_of_a_small_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(memory, "of_a_step", lambda *given: 300 * 2**20)
     assert train.main(tiny(tmp_path / "r", "--dry-run")) == 0
-    assert re.search(
-        r"memory     about [\d.]+ GiB at the peak: [\d.]+ the process .*, 0\.\d+ for a step", capsys.readouterr().out
-    )
+    line = r"memory     about ([\d.]+) GiB at the peak: ([\d.]+) the process .*, (0\.\d+) for a step.*, (0\.\d+) freed and kept"
+    total, process, step, kept = map(float, re.search(line, capsys.readouterr().out).groups())
+    assert total == pytest.approx(process + step + kept, abs=0.02)
+    assert kept == pytest.approx(step / 2, abs=0.01)
     assert not (tmp_path / "r").exists()
 
 

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
+from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import step
@@ -40,3 +41,12 @@ def test_the_limit_counts_the_score_table_of_a_bf16_step_in_float32():
     assert whole["bf16"] == 0
     assert parted["float32"] == 2 * batch * batch * places * units
     assert sum(parted.values()) == pytest.approx(whole["float32"], rel=0.01)
+    one_step = step.stepper("dim", "float32", *given)
+    with FlopCounterMode(display=False) as counted:
+        one_step(0)
+    assert whole["float32"] == counted.get_total_flops()
+
+
+def test_each_product_counts_at_the_rate_of_its_own_precision():
+    """3 of float32 at 1 a second and 8 of bf16 at 4 take 5 seconds."""
+    assert step.share({"float32": 3, "bf16": 8}, {"float32": 1.0, "bf16": 4.0}, 10.0) == 0.5

@@ -7,6 +7,7 @@ import re
 import struct
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -327,6 +328,29 @@ def test_a_killed_process_of_wandbs_own_is_said_once(untracked, tmp_path):
     assert line.endswith("the run goes on without wandb, metrics.jsonl has every row")
     assert same_weights(untracked, tmp_path / "r")
     assert len(rows(tmp_path / "r")) == 3
+
+
+@pytest.mark.parametrize("way", ["waits for ever", "ends the process"])
+def test_letting_go_of_wandb_neither_waits_long_nor_ends_the_run(way, monkeypatch):
+    """As `teardown` does where its process does not answer, and where that ended with another code than 0."""
+    import wandb
+
+    calls, said, never = [], [], threading.Event()
+
+    def teardown():
+        calls.append(way)
+        never.wait(60) if way == "waits for ever" else sys.exit(-9)
+
+    tracker, clock = tracking.Tracker(object(), "id", said.append), time.perf_counter()
+    with monkeypatch.context() as patch:
+        patch.setattr(wandb, "teardown", teardown)
+        patch.setattr(tracking, "PATIENCE", 0.5)
+        tracker.log({"step": 1})  # an object has no `log`
+        tracker.log({"step": 2})
+    assert time.perf_counter() - clock < 10
+    assert len(calls) == len(said) == 1
+    assert tracker.run is None
+    never.set()
 
 
 # ---- summary.json

@@ -257,6 +257,21 @@ def test_a_crop_larger_than_the_image_is_refused():
         CentreCrop(6)(pictures(1, 1, 5, 7), torch.zeros(1, 0))
     with pytest.raises(ValueError, match="a crop of 8 x 8 does not fit images of 7 x 9 with their border"):
         Crop(8, padding=1)(pictures(1, 1, 5, 7), torch.zeros(1, 2))
+    for height, width in ((9, 7), (7, 9)):  # the windows would reach into the next row, or image
+        with pytest.raises(ValueError, match=f"a crop of 8 x 8 does not fit images of {height} x {width}"):
+            Crop(8)(pictures(2, 1, height, width), torch.zeros(2, 2))
+
+
+@pytest.mark.parametrize("view", [Crop(4), Crop(3), Crop(4, 1), Flip(0.0), Flip(1.0), Flip()])
+@pytest.mark.parametrize("n", [0, 3])
+def test_moved_pictures_share_no_memory_with_the_images(view, n):
+    """They are brought to [-1, 1] in place."""
+    images = pictures(n, 1, 4, 4)
+    before = images.clone()
+    found = view(images, draws_of(n, view.draws))
+    assert len(found) == n
+    found.fill_(7)
+    assert torch.equal(images, before)
 
 
 # ---- flip and colour
