@@ -313,6 +313,8 @@ def planted(fault: Fault) -> str | None:
         words = ["-m", "pytest", f"tests/test_{fault.tests}.py", "-x", "--tb=no", "-rfE", "-p", "no:cacheprovider"]
         done = subprocess.run([sys.executable, *words], cwd=copy, capture_output=True, text=True)
     red = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR")) and "::" in line]
+    if not red and done.returncode < 0:  # a signal that nothing handled
+        return f"the tests' own process, ended by signal {-done.returncode}"
     return red[0].split("::")[1].split(" - ")[0] if red else None
 
 
