@@ -30,6 +30,8 @@ from dim.reading import command_line, nearest, one_line, refuse, saved, typed
 
 def evaluate(folder: Path, chosen: argparse.Namespace, config: Config, known: dict) -> dict:
     """Everything asked of the run in a folder; its report. known: rows of runs before it, shared where the same."""
+    if (chosen.probes or chosen.measures or chosen.figures) and not os.access(folder, os.W_OK):  # before hours of work
+        raise UserError(f"{folder} cannot be written: the report goes there")
     state = checkpoint.load(folder, lambda text: print(f"warning: {text}", file=sys.stderr))
     if chosen.export is not None:
         encoder = trained_encoder(config, state["data"]["shape"], state, chosen.weights, folder)

@@ -3,6 +3,7 @@
 Without --config the embedded default, configs/digits.yaml. The same command continues an unfinished run.
 """
 
+import errno
 import math
 import os
 import sys
@@ -91,7 +92,7 @@ def loop(
                 objective.remember(model.embed(pictures), index, step, views)
     device = next(model.parameters()).device
     together = distributed.wrapped(model, device, unused=config.encoder.name.startswith("resnet"))
-    start, clock, clock_step, warned = run.step, time.perf_counter(), run.step, False
+    start, clock, clock_step, warned, left_out = run.step, time.perf_counter(), run.step, False, int(run.guard.left_out)
     silent = True if distributed.rank() else None
     bar = tqdm(batches(start, steps), initial=start, total=steps, disable=silent, unit="step", dynamic_ncols=True)
     for step, index, pictures in bar:
@@ -139,6 +140,9 @@ def loop(
             row |= metrics.means(run.sums, terms) | monitor.log_row(losses.scores, terms) | objective.ages(done)
             row |= metrics.code_statistics(distributed.gathered(at.y[: len(index)].detach()))
             row |= {"skipped_steps": int(run.guard.left_out)} if c.skip_bad else {}
+            if row.get("skipped_steps", 0) > left_out:
+                left_out = row["skipped_steps"]
+                warn(f"step {done}: {left_out} of {c.skip_bad} steps that train.skip_bad may leave out were not finite")
             row |= {"learning_rate": run.optimizer.param_groups[0]["lr"]}
             row |= {"images_per_second": (done - clock_step) * c.batch_size / (time.perf_counter() - clock)}
             if probes:
@@ -232,13 +236,14 @@ def main(argv: list[str]) -> int:
         print(f"{who}: {error}", file=sys.stderr)
         return 3
     except distributed.LostError as error:
-        print(f"{who}: lost the other processes: {one_line(str(error))}", file=sys.stderr)
+        print(f"{who}: lost the other processes: {one_line(str(error))}; the same command continues", file=sys.stderr)
         return 4
     except (MemoryError, torch.OutOfMemoryError, OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise  # a fault of dim's own, with its traceback
-        reason = one_line(str(error)) or "out of memory"
-        print(f"{who}: the machine: {reason}; lower train.batch_size or units if it is memory, free the disk", file=sys.stderr)
+        cure = "" if isinstance(error, OSError) else "; lower train.batch_size or units"
+        cure = "; free the disk" if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) else cure
+        print(f"{who}: the machine: {one_line(str(error)) or 'out of memory'}{cure}", file=sys.stderr)
         return 4
     except signals.StopRequest as stop:
         print(stop, file=sys.stderr)

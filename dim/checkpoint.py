@@ -129,7 +129,7 @@ def load(folder: Path, warn: Callable[[str], None] | None = None) -> dict:
             warn(f"{complaints[0]}; {path.name} is whole, of step {state['step']:,}, and is taken in its place")
         return state
     if complaints:
-        raise UserError(f"{complaints[0]}; move it away to train anew")
+        raise UserError(f"{'; '.join(complaints)}; move {'both' if complaints[1:] else 'it'} away to train anew")
     raise UserError(missing(folder))
 
 

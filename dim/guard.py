@@ -50,8 +50,9 @@ class Guard(nn.Module):
 
     def verdict(self) -> str | None:
         """None, or where training first went wrong, if more often than allowed; reads from the device."""
-        if self.left_out.item() <= self.allowed:
+        if (left_out := self.left_out.item()) <= self.allowed:
             return None
         bad = [name for name, flag in zip(self.names, self.flags.tolist(), strict=True) if flag]
         which = ", ".join(bad) or "a loss or gradient"  # of a step before the run was continued
-        return f"step {int(self.step)}: {which} not finite"
+        more = f", the first of {left_out:,}; train.skip_bad leaves out {self.allowed:,}" if self.allowed else ""
+        return f"step {int(self.step)}: {which} not finite{more}"

@@ -716,3 +716,10 @@ def test_the_scripts_run_from_any_folder(command, tmp_path):
     shown = command("train.py", "--help")
     assert shown.returncode == 0
     assert "one of jsd, dv, dv_per_anchor, infonce" in shown.stdout
+
+
+def test_a_folder_that_takes_no_report_is_said_before_any_work(trained, monkeypatch, capsys):
+    monkeypatch.setattr(os, "access", lambda path, how: False)
+    monkeypatch.setattr(evaluate.build, "dataset", None)
+    assert evaluate.main([str(trained), "--once"]) == 2
+    assert capsys.readouterr().err == f"error: {trained} cannot be written: the report goes there\n"

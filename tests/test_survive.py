@@ -450,6 +450,10 @@ SKIPPING = [*EVERYTHING, "--objective.local.queue", "240", "--train.skip_bad", "
 def test_steps_that_are_not_finite_are_left_out_up_to_a_number(tmp_path, monkeypatch, capsys):
     poisoned(monkeypatch, {3, 9})
     assert run(tmp_path / "r", *SKIPPING) == 0
+    assert [line for line in capsys.readouterr().err.splitlines() if "skip_bad" in line] == [
+        "warning: step 5: 1 of 2 steps that train.skip_bad may leave out were not finite",
+        "warning: step 10: 2 of 2 steps that train.skip_bad may leave out were not finite",
+    ]
     state = checkpoint.load(tmp_path / "r")
     assert state["guard"]["left_out"] == 2
     assert state["guard"]["step"] == 3
@@ -465,7 +469,9 @@ def test_steps_that_are_not_finite_are_left_out_up_to_a_number(tmp_path, monkeyp
 def test_one_more_ends_the_run_with_exit_code_3(tmp_path, monkeypatch, capsys):
     poisoned(monkeypatch, {3, 9, 10})
     assert run(tmp_path / "r", *SKIPPING, "--run.save_every", "1") == 3
-    assert "error: step 3: " in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "error: step 3: " in err
+    assert "not finite, the first of 3; train.skip_bad leaves out 2; no update" in err
     assert checkpoint.load(tmp_path / "r")["step"] == 10
     monkeypatch.undo()
     assert run(tmp_path / "r", *SKIPPING) == 0  # what made it is gone: the saved state counts two

@@ -295,9 +295,15 @@ def test_an_update_that_ends_in_bad_weights_is_not_saved(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), OSError(28, "No space left on device")]
+    ("error", "cure"),
+    [
+        (MemoryError(), "out of memory; lower train.batch_size or units"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "CUDA out of memory; lower train.batch_size or units"),
+        (OSError(28, "No space left on device"), "No space left on device; free the disk"),
+        (OSError(5, "Input/output error"), "Input/output error"),
+    ],
 )
-def test_a_machine_that_cannot_go_on_is_one_line_and_exit_code_4(error, tmp_path, monkeypatch, capsys):
+def test_a_machine_that_cannot_go_on_is_one_line_and_exit_code_4(error, cure, tmp_path, monkeypatch, capsys):
     def fail(*_):
         raise error
 
@@ -305,6 +311,7 @@ def test_a_machine_that_cannot_go_on_is_one_line_and_exit_code_4(error, tmp_path
     assert run(tmp_path / "r") == 4
     err = capsys.readouterr().err
     assert err.startswith("error: the machine: ")
+    assert err.endswith(cure + "\n")
     assert err.count("\n") == 1
 
 
