@@ -321,6 +321,22 @@ def test_one_ranks_bad_number_stops_both_with_the_same_step(tmp_path, monkeypatc
     assert all(t.isfinite().all() for part in ("encoder", "objective") for t in state[part].values())
 
 
+def test_a_bad_value_of_one_rank_that_no_gradient_shows_stops_both(tmp_path, monkeypatch, capfd):
+    """Gradients are averaged, so a bad one is every rank's; a value is its own, until the ranks agree."""
+    losses = Objective.losses
+
+    def poison(self, embedded, image, seed=0, step=0, *more):
+        found = losses(self, embedded, image, seed, step, *more)
+        bad = step == 2 and distributed.rank() == 1
+        return found._replace(parts=found.parts | {"local": found.parts["local"] * (float("nan") if bad else 1)})
+
+    monkeypatch.setattr(Objective, "losses", poison)
+    assert on_ranks(2, run, tmp_path / "r", "--run.timeout", "10") == [3, 3]
+    assert capfd.readouterr().err.count(" of 2: step 2: local not finite") == 2
+    assert on_ranks(2, run, tmp_path / "s", "--train.skip_bad", "1", "--run.timeout", "10") == [0, 0]
+    assert checkpoint.load(tmp_path / "s")["guard"]["left_out"] == 1
+
+
 PLACES = {"start": (Journal, "__init__", 0), "step": (Guard, "watch", 2), "save": (checkpoint, "save", 1)}  # calls that go well
 SHORT = {("start", "raise"), ("step", "kill"), ("step", "hang")}
 NINE = [

@@ -718,6 +718,26 @@ def test_the_scripts_run_from_any_folder(command, tmp_path):
     assert "one of jsd, dv, dv_per_anchor, infonce" in shown.stdout
 
 
+def test_forced_columns_leave_the_others_as_they_are(trained, tmp_path, monkeypatch, capsys):
+    """`--once` does not ask for the resamples, so `--force` keeps them."""
+    columns = protocol.Columns(few=(10,), draws=2, knobs={"C": 1.0}, resampled=True, unscaled=False)
+    monkeypatch.setitem(protocol.COLUMNS, "digits", columns)
+    monkeypatch.setattr(protocol, "RESAMPLES", 2)
+    folder = tmp_path / "r"
+    shutil.copytree(trained, folder)
+    (folder / "report.json").unlink(missing_ok=True)
+
+    def rows(*words: str) -> dict:
+        assert evaluate.main([str(folder), "--layers", "y", *words]) == 0
+        return json.loads((folder / "report.json").read_text())["linear"]["rows"]
+
+    before, after = rows(), rows("--once", "--force")
+    for name, cells in before.items():
+        assert after[name].keys() == cells.keys() == {"all", "resamples", "10"}
+        assert after[name]["resamples"] == cells["resamples"]
+        assert after[name]["all"]["seconds"] != cells["all"]["seconds"]  # measured anew
+
+
 def test_a_folder_that_takes_no_report_is_said_before_any_work(trained, monkeypatch, capsys):
     monkeypatch.setattr(os, "access", lambda path, how: False)
     monkeypatch.setattr(evaluate.build, "dataset", None)
