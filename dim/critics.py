@@ -7,8 +7,7 @@ A anchors (global vectors y), P images in the pool, L locations of a map, K nega
     pairs(a, b, out, rows)           -> neg [A, K]               gather and score, or where all are asked the table
     scores(a, b, own, out, rows)     -> pos [A, L], neg [A, K]   where there is a table, both are read from it
 
-own [A] ascends, so it names all of a pool of A in their order. Scores are at least float32 whatever autocast says; float64
-stays.
+Scores are at least float32 whatever autocast says; float64 stays.
 """
 
 import math
@@ -53,8 +52,7 @@ class Critic(nn.Module, ABC):
     def scores(self, a: Tensor, b: Tensor, own: Tensor, out: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Scores of each anchor with its own map, whose place in the pool is own [A], and of its negatives as `pairs` gives
         them: pos [A, L], neg [A, K]."""
-        mine = b if len(own) == len(b) else b.index_select(0, own)
-        return self.score(a[:, None], mine), self.pairs(a, b, out, rows)
+        return self.score(a[:, None], b.index_select(0, own)), self.pairs(a, b, out, rows)
 
 
 class InnerProduct(Critic):
@@ -279,18 +277,18 @@ class Met(torch.autograd.Function):
     """a [A, U], b [P, L, U] of one type, own [A], rows [A, K] -> relu(a_i + b_j) of each anchor with its own map, then with its
     negatives: [A L + A K, U].
 
-    As one, so that no copy is made of the own maps where they are the pool, nor of the negatives before the sum; and the
-    gradients of b are added up in one place.
+    As one, so that no copy is made of the negatives before the sum, and the gradients of b are added up in one place.
     """
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, own: Tensor, rows: Tensor) -> Tensor:
-        mine = b if len(own) == len(b) else b.index_select(0, own)
-        met = a.new_empty(mine.numel() // a.shape[1] + rows.numel(), a.shape[1])
-        pos, neg = parted(met, mine.shape[:2], rows.shape)
-        torch.add(a[:, None], mine, out=pos)
+        places = b.shape[1]
+        met = a.new_empty(len(own) * places + rows.numel(), a.shape[1])
+        pos, neg = parted(met, (len(own), places), rows.shape)
+        torch.index_select(b, 0, own, out=pos)
         torch.index_select(b.flatten(0, 1), 0, rows.flatten(), out=neg.flatten(0, 1))
-        neg.add_(a[:, None])
+        for each in (pos, neg):
+            each.add_(a[:, None])
         ctx.save_for_backward(met.relu_(), own, rows)
         ctx.pool = b.shape
         return met
@@ -299,12 +297,11 @@ class Met(torch.autograd.Function):
     @once_differentiable  # slopes of a critic are those of `score`
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
         met, own, rows = ctx.saved_tensors
-        images, places = ctx.pool[:2]
         gradient = torch.ops.aten.threshold_backward(gradient, met, 0)
-        pos, neg = parted(gradient, (len(own), places), rows.shape)
-        of_a = pos.sum(1) + neg.sum(1)
-        of_b = pos if len(own) == images else pos.new_zeros(ctx.pool).index_add_(0, own, pos)
-        return of_a, of_b.flatten(0, 1).index_add_(0, rows.flatten(), neg.flatten(0, 1)).view(ctx.pool), None, None
+        pos, neg = parted(gradient, (len(own), ctx.pool[1]), rows.shape)
+        of_b = pos.new_zeros(ctx.pool).index_add_(0, own, pos)
+        of_b.flatten(0, 1).index_add_(0, rows.flatten(), neg.flatten(0, 1))
+        return pos.sum(1) + neg.sum(1), of_b, None, None
 
 
 def parted(met: Tensor, own: tuple[int, ...], rows: tuple[int, ...]) -> tuple[Tensor, Tensor]:

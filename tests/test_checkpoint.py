@@ -99,7 +99,12 @@ def test_where_nothing_is_whole_one_line_says_so(tmp_path):
         checkpoint.load(tmp_path)
     for name in (checkpoint.NEWEST, checkpoint.BEFORE):
         (tmp_path / name).write_bytes(b"PK")
-    with pytest.raises(UserError, match=r"checkpoint.pt is damaged.*checkpoint.before.pt is damaged.*move both away") as caught:
+    damage = "is damaged or no checkpoint"
+    with pytest.raises(UserError, match=rf"checkpoint.pt {damage}.*checkpoint.before.pt {damage}.*move both away") as caught:
+        checkpoint.load(tmp_path)
+    assert "\n" not in str(caught.value)
+    (tmp_path / checkpoint.BEFORE).unlink()
+    with pytest.raises(UserError, match=rf"checkpoint.pt {damage}.*move it away") as caught:
         checkpoint.load(tmp_path)
     assert "\n" not in str(caught.value)
 

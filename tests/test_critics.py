@@ -243,7 +243,7 @@ def every_other(own, images, locations):
     return [[(j, place) for j in range(images) if j != i for place in range(locations)] for i in own]
 
 
-OWNS = {"in order": [0, 1, 2, 3], "some": [0, 2, 3], "offset": [3, 4, 5], "one anchor": [2]}
+OWNS = {"in order": [0, 1, 2, 3], "permuted": [2, 0, 3, 1], "some": [0, 2, 3], "offset": [3, 4, 5], "one anchor": [2]}
 
 
 @pytest.mark.parametrize("own", OWNS.values(), ids=OWNS)
@@ -432,7 +432,7 @@ def test_many_rows_under_autocast_are_those_of_bf16():
         torch.testing.assert_close(p, q, rtol=0.02, atol=0.02 * q.abs().max().item())
 
 
-@pytest.mark.parametrize("own", [[0, 1, 2], [0, 2]], ids=["all", "some"])
+@pytest.mark.parametrize("own", [[0, 1, 2], [2, 0, 1], [0, 2]], ids=["all", "permuted", "some"])
 def test_gradients_of_pairs_that_met(own):
     a, b, rows = normal(len(own), 2), normal(3, 2, 2, seed=1), torch.tensor([[0, 3], [5, 3], [1, 1]])[: len(own)]
     assert torch.autograd.gradcheck(lambda a, b: Met.apply(a, b, torch.tensor(own), rows), (a, b))

@@ -96,7 +96,11 @@ def test_a_dry_run_foretells_the_peak(words, tmp_path, real_data):
 
 
 def test_a_dry_run_says_the_memory_of_a_small_run(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(memory, "of_a_step", lambda *given: 300 * 2**20)
+    assert train.main(tiny(tmp_path / "r", "--dry-run")) == 0
+    assert re.search(
+        r"memory     about [\d.]+ GiB at the peak: [\d.]+ the process .*, 0\.\d+ for a step", capsys.readouterr().out
+    )
+    monkeypatch.setattr(memory, "of_a_step", lambda *given: 300 * 2**20)  # large enough to add up what is printed
     assert train.main(tiny(tmp_path / "r", "--dry-run")) == 0
     line = r"memory     about ([\d.]+) GiB at the peak: ([\d.]+) the process .*, (0\.\d+) for a step.*, (0\.\d+) freed and kept"
     total, process, step, kept = map(float, re.search(line, capsys.readouterr().out).groups())
