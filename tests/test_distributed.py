@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import ROOT, same, tiny
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 import train
 from dim import build, checkpoint, distributed
@@ -183,6 +184,30 @@ def of_one_process() -> list[dict[str, torch.Tensor]]:
 def test_ranks_have_the_losses_and_gradients_of_one_process(of_one_process, ranks):
     found = of_ranks(ranks, CASES, of_one_process)
     print(f"{ranks} ranks, {len(CASES)} cases: largest difference {max(found):.1e}")
+
+
+def reductions(case: dict) -> int:
+    """How often this rank's gradients meet those of the others in one step."""
+    with distributed.joined(torch.device("cpu"), 60):
+        model, calls = model_of(case), []
+        together = distributed.wrapped(model, torch.device("cpu"), unused=False)
+
+        def counted(group, bucket):
+            calls.append(bucket.index())
+            return allreduce_hook(group, bucket)
+
+        together.register_comm_hook(distributed.GROUPS["device"], counted)
+        pictures = torch.randn(BATCH // 2 * model.views, CHANNELS, SIDE, SIDE, dtype=torch.float64)
+        losses, _ = together(pictures, distributed.mine(torch.arange(BATCH)), 0)
+        losses.encoder.backward()
+        return len(calls)
+
+
+def test_chunks_do_not_reduce_gradients_more_often():
+    """Once for each of DDP's buckets, after the last chunk, not once for each chunk."""
+    whole, chunked = on_ranks(2, reductions, {}), on_ranks(2, reductions, {"train.chunk": 2})
+    assert whole == chunked
+    assert whole[0] >= 1
 
 
 def of_ranks(ranks: int, cases: list[dict], expected: list[dict[str, torch.Tensor]]) -> list[float]:
