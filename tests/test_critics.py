@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from dim.critics import CRITICS, Bilinear, Concat, Cosine, Dot, Met, Projected, ResidualHead, Rows, Table, of_rows
+from dim import critics
+from dim.critics import CRITICS, Bilinear, Concat, Cosine, Dot, Projected, ResidualHead, Rows, Table, of_rows
 from dim.estimators import infonce
 from dim.norms import NORMS
 
@@ -432,16 +433,72 @@ def test_many_rows_under_autocast_are_those_of_bf16():
         torch.testing.assert_close(p, q, rtol=0.02, atol=0.02 * q.abs().max().item())
 
 
+def concat_and_pairs(own):
+    """A critic of 4 units, a [A, 4], b [3, 2, 4], and for each anchor its own map's image and three rows, some twice."""
+    rows = torch.tensor([[0, 3, 3], [5, 3, 0], [1, 1, 2]])[: len(own)]
+    return shaken(Concat(Y_WIDTH, MAP_WIDTH, 4)), normal(len(own), 4), normal(3, 2, 4, seed=1), torch.tensor(own), rows
+
+
+@pytest.mark.parametrize("pairs", [1, 2, 5, 7, 10, 15, 100])
 @pytest.mark.parametrize("own", [[0, 1, 2], [2, 0, 1], [0, 2]], ids=["all", "permuted", "some"])
-def test_gradients_of_pairs_that_met(own):
-    a, b, rows = normal(len(own), 2), normal(3, 2, 2, seed=1), torch.tensor([[0, 3], [5, 3], [1, 1]])[: len(own)]
-    assert torch.autograd.gradcheck(lambda a, b: Met.apply(a, b, torch.tensor(own), rows), (a, b))
-    met = Met.apply(a, b, torch.tensor(own), rows)
-    incoming = torch.ones_like(met).requires_grad_()
-    (slope,) = torch.autograd.grad(met, b, incoming, create_graph=True)
-    assert torch.equal(incoming, torch.ones_like(met))
+def test_concat_by_tiles_is_its_score(own, pairs, monkeypatch):
+    """Five pairs of each anchor: tiles of a part of them, of one anchor, of some, of all."""
+    monkeypatch.setattr(critics, "TILE", pairs * 4 * 8)
+    critic, a, b, own, rows = concat_and_pairs(own)
+    sources = a, b, *critic.hidden.parameters(), *critic.out.parameters()
+    found = torch.cat(critic.scores(a, b, own, own[:, None], rows), 1)
+    mine, others = b[own], b.flatten(0, 1)[rows]
+    assert_same_scores(found, critic.score(a[:, None], torch.cat([mine, others], 1)), sources)
+    assert torch.autograd.gradcheck(lambda *_: torch.cat(critic.scores(a, b, own, own[:, None], rows), 1), sources)
+
+
+def test_gradients_by_tiles_leave_what_came_in_and_what_is_kept():
+    critic, a, b, own, rows = concat_and_pairs([2, 0, 1])
+    _, neg = critic.scores(a, b, own, own[:, None], rows)
+    incoming = torch.ones_like(neg).requires_grad_()
+    (slope,) = torch.autograd.grad(neg, b, incoming, create_graph=True)
+    assert torch.equal(incoming, torch.ones_like(neg))
+    (again,) = torch.autograd.grad(neg, b, incoming, retain_graph=True)
+    assert torch.equal(slope, again)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         slope.sum().backward()
+
+
+@pytest.mark.parametrize("all_others", [True, False])
+def test_concat_keeps_one_hidden_layer_of_its_pairs(all_others):
+    critic, a, b, kept = Concat(Y_WIDTH, MAP_WIDTH, 16), torch.randn(8, 16), torch.randn(8, 20, 16), []
+    own = torch.arange(8)
+    rows = None if all_others else torch.arange(100).expand(8, 100)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        neg = critic.pairs(a, b.requires_grad_(), own[:, None], rows)
+    pairs = 8 * (140 if all_others else 100)
+    assert neg.shape == (8, pairs // 8)
+    assert pairs * 16 <= sum(kept) < 1.5 * pairs * 16
+
+
+def test_concat_by_tiles_under_autocast_adds_up_in_float32(monkeypatch):
+    """Its gradients stay near those of float64 with many small tiles; sums of bf16 would not."""
+    monkeypatch.setattr(critics, "TILE", 2 * 32 * 2)
+    critic = Concat(Y_WIDTH, MAP_WIDTH, 32)
+    a, b, rows = torch.randn(8, 32).bfloat16(), torch.randn(8, 4, 32).bfloat16(), torch.randint(32, (8, 600))
+    own = torch.arange(8)
+    weights = [*critic.hidden.parameters(), *critic.out.parameters()]
+
+    def gradients():
+        pos, neg = critic.scores(a.requires_grad_(), b, own, own[:, None], rows)
+        assert pos.dtype == neg.dtype
+        return torch.autograd.grad(neg.sum() - pos.sum(), [a, *weights]), pos.dtype
+
+    with torch.autocast("cpu", torch.bfloat16):
+        found, dtype = gradients()
+    assert dtype == torch.float32
+    assert [g.dtype for g in found] == [torch.bfloat16, *[torch.float32] * 4]
+    critic.double()
+    a, b = a.detach().double(), b.double()
+    exact, dtype = gradients()
+    assert dtype == torch.float64
+    for g, h in zip(found, exact, strict=True):
+        assert (g - h).norm() < 0.03 * h.norm()  # 0.02 of the anchors, below 0.01 of weights; 0.06 and 0.3 with sums of bf16
 
 
 def test_many_rows_compute_no_gradient_that_nobody_wants():
