@@ -16,8 +16,8 @@ process with the same threads, allocator and denormal settings (those of train.p
 float32 the plain way's products are made by the library that dim chooses too, or with --plain-products torch by torch's choice,
 as the authors' code would run (they differ on AMD's processors, see `dim.machine.tune_products`). On a
 CPU the clock is the process's CPU seconds, on a GPU wall time with synchronisation; a ratio is taken turn by turn. limit: the
-matrix products' arithmetic of dim's step, by torch's own formulas, over the rate of a 1024 x 1024 x 1024 product in the same
-turn, each product by the rate of its own precision: the score table of a bf16 step is made in float32. Peak memory: of a fresh
+matrix products' arithmetic of dim's step, by torch's own formulas, over the rate of a 1024 x 1024 x 1024 product right before
+it, each product by the rate of its own precision: the score table of a bf16 step is made in float32. Peak memory: of a fresh
 process of each way.
 """
 
@@ -340,15 +340,20 @@ def measure(critic: str, estimator: str, batch: int, args: argparse.Namespace) -
     work = {precision: flop(precision, critic, estimator, batch, args) for precision in args.precisions}
     ways = list(itertools.product(WAYS, args.precisions))
     steps = {f"{way} {precision}": stepper(way, precision, critic, estimator, batch, args) for way, precision in ways}
-    turns, rates = [], []
+    turns: list[dict[str, float]] = []
+    rates: list[dict[str, dict[str, float]]] = []
     name = f"{critic}, {estimator}, batch {batch}"
     for turn in tqdm(range(args.repeats + 1), desc=name, unit="turn", disable=None, leave=False):
-        rates.append({precision: matmul_rate(precision, args) for precision in DTYPES})
-        order = list(steps) if turn % 2 else list(steps)[::-1]  # neither always follows the other
-        turns.append({way: seconds(steps[way], turn, device=args.device) for way in order})
+        turns.append({})
+        rates.append({})
+        for way in list(steps) if turn % 2 else list(steps)[::-1]:  # neither always follows the other
+            if way.startswith("dim"):  # right before its step: a machine's pace drifts within a turn
+                rates[-1][way] = {precision: matmul_rate(precision, args) for precision in DTYPES}
+            turns[-1][way] = seconds(steps[way], turn, device=args.device)
     turns, rates = turns[1:], rates[1:]  # the first warms up
     ratios = {pair: [turn[f"plain {pair[1]}"] / turn[f"dim {pair[0]}"] for turn in turns] for pair in pairs(args.precisions)}
-    shares = {p: [share(work[p], rate, t[f"dim {p}"]) for t, rate in zip(turns, rates, strict=True)] for p in args.precisions}
+    timed = list(zip(turns, rates, strict=True))
+    shares = {p: [share(work[p], rate[f"dim {p}"], turn[f"dim {p}"]) for turn, rate in timed] for p in args.precisions}
     gflop = {p: {q: of / 1e9 for q, of in each.items()} for p, each in work.items()}
     found = {"critic": critic, "estimator": estimator, "batch": batch, "gflop": gflop, "turns": turns, "rates": rates}
     return found | {"ratios": {" over ".join(pair): of for pair, of in ratios.items()}, "shares_of_limit": shares}
