@@ -97,7 +97,7 @@ def conv_block(width: int, conv: Conv, kind: str) -> nn.Sequential:
     layers = [
         nn.Conv2d(width, conv.channels, conv.kernel, conv.stride, conv.padding, bias=kind == "none"),
         norm(kind, conv.channels, dims=2),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
     ]
     return nn.Sequential(*layers, *[nn.MaxPool2d(3, 2)] * conv.pool)
 
@@ -105,7 +105,7 @@ def conv_block(width: int, conv: Conv, kind: str) -> nn.Sequential:
 def linear_block(width: int, hidden: int, kind: str) -> nn.Sequential:
     """Linear, normalisation, ReLU; a map is flattened in channel, row, column order first."""
     linear = nn.Linear(width, hidden, bias=kind == "none")
-    return nn.Sequential(Flatten(), linear, norm(kind, hidden, dims=0), nn.ReLU())
+    return nn.Sequential(Flatten(), linear, norm(kind, hidden, dims=0), nn.ReLU(inplace=True))
 
 
 class Flatten(nn.Module):
