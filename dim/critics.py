@@ -13,6 +13,7 @@ Scores are at least float32 whatever autocast says; float64 stays.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from functools import reduce
 from typing import Any
 
 import torch
@@ -234,17 +235,24 @@ def of_rows(layer: nn.Linear, x: Tensor) -> Tensor:
     """layer(x [R, D]) -> [R, U]; of many rows on a CPU by `Rows`, past hooks of the layer."""
     if x.device.type != "cpu" or len(x) < 2 * layer.out_features:
         return layer(x)
-    cast = torch.is_autocast_enabled("cpu") and x.dtype != torch.float64  # which autocast leaves as it is
-    dtype = torch.get_autocast_dtype("cpu") if cast else x.dtype
+    dtype = computed_in(x)
     bias = None if layer.bias is None else layer.bias.to(dtype)
     return Rows.apply(x.to(dtype), layer.weight.to(dtype), bias)
+
+
+def computed_in(*given: Tensor) -> torch.dtype:
+    """The type in which a linear layer computes with these: autocast's where it is on, which leaves float64 as it is."""
+    dtype = reduce(torch.promote_types, [x.dtype for x in given])
+    device = given[0].device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) and dtype != torch.float64 else dtype
 
 
 class Concat(Critic):
     """Concat-and-convolve (paper, appendix): [y; m] -> 512 -> 512 -> 1 with ReLU, no normalisation, the same at each location.
 
     The first layer is a sum, W[y; m] = Wy y + Wm m, so it is the embedding and no y is tiled over locations. On the
-    flattened last map (L = 1) this is the paper's global critic.
+    flattened last map (L = 1) this is the paper's global critic. `pairs` and `scores` can be differentiated once and run past
+    hooks of the last two layers; `score` has neither limit.
     """
 
     def __init__(self, anchor_width: int, map_width: int, units: int = 512):
@@ -275,9 +283,9 @@ class Concat(Critic):
         if rows is None:
             others = torch.arange(len(b) - out.shape[1], device=out.device)
             rows = rows_of(skipping(others, out), b.shape[1])
-        with torch.autocast(a.device.type, enabled=False):  # the type of a and b says what it would be
-            layers = self.hidden.weight, self.hidden.bias, self.out.weight, self.out.bias
-            return Tiled.apply(a, b.flatten(0, 1), rows, *layers)
+        dtype, layers = computed_in(a, b), (self.hidden.weight, self.hidden.bias, self.out.weight, self.out.bias)
+        with torch.autocast(a.device.type, enabled=False):
+            return Tiled.apply(a.to(dtype), b.flatten(0, 1).to(dtype), rows, *layers, torch.is_grad_enabled())
 
     def scores(self, a: Tensor, b: Tensor, own: Tensor, out: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if rows is None:
@@ -292,15 +300,18 @@ class Tiled(torch.autograd.Function):
     weight v [1, U] and bias c [1] -> v relu(W relu(a_i + b_j) + w) + c of each anchor i with its places j = rows[i], [A, K].
 
     Kept for the backward pass is the second hidden layer alone; the first, a sum, is made once more. All else is made for a
-    tile of pairs at a time, so that a step holds one hidden layer of its pairs and not six.
+    tile of pairs at a time, so that a step holds one hidden layer of its pairs, not several; without keep not even one.
     """
 
     @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor, rows: Tensor, weight: Tensor, bias: Tensor, last: Tensor, c: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, a: Tensor, b: Tensor, rows: Tensor, weight: Tensor, bias: Tensor, last: Tensor, c: Tensor, keep: bool
+    ) -> Tensor:
         w, bias, last, c = weight.to(a.dtype), bias.to(a.dtype), raised(last), raised(c)
-        kept, scores = a.new_empty(rows.numel(), len(w)), last.new_empty(rows.numel(), 1)
+        kept, scores = a.new_empty(rows.numel() if keep else 0, len(w)), last.new_empty(rows.numel(), 1)
         for anchors, places, pairs in tiles(rows, a):
-            second = affine(met(a[anchors], b, rows[anchors, places]), w, bias, out=kept[pairs]).relu_()
+            out = kept[pairs] if keep else None
+            second = affine(met(a[anchors], b, rows[anchors, places]), w, bias, out).relu_()
             torch.addmm(c, raised(second), last.T, out=scores[pairs])
         ctx.save_for_backward(a, b, rows, w, bias, last, kept)
         return scores.view(rows.shape)
@@ -308,24 +319,33 @@ class Tiled(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # slopes of a critic are those of `score`
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        a, b, rows, w, bias, last, kept = ctx.saved_tensors
-        of_a, of_b, of_score = torch.zeros_like(raised(a)), torch.zeros_like(b), gradient.reshape(-1, 1).to(w.dtype)
-        of_w, of_bias = gradient.new_zeros(w.shape), gradient.new_zeros(len(w))
+        with torch.autocast(gradient.device.type, enabled=False):
+            return *Tiled.gradients(ctx.saved_tensors, gradient), None
+
+    @staticmethod
+    def gradients(saved: tuple[Tensor, ...], gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Of all that `forward` was given but keep."""
+        a, b, rows, w, bias, last, kept = saved
+        exact = w.dtype == gradient.dtype
+        of_a, of_b, of_w = torch.zeros_like(raised(a)), torch.zeros_like(b), torch.zeros_like(raised(w))
+        of_last, of_bias, of_score = torch.zeros_like(last), torch.zeros_like(last[0]), gradient.reshape(-1, 1)
         # v is taken out of every pair's gradient, to the weights on both sides of it; transposed as in `Rows`
-        scaled = (w * last.T).to(w.dtype).T.contiguous().T
+        scaled, rounded = (w * last.T).to(w.dtype).T.contiguous().T, of_score.to(w.dtype)
         for anchors, places, pairs in tiles(rows, a):
             some, second = rows[anchors, places], kept[pairs]
             first = met(a[anchors], b, some)
-            of_second = torch.ops.aten.threshold_backward(of_score[pairs].expand_as(second), second, 0)
+            of_second = torch.ops.aten.threshold_backward(rounded[pairs].expand_as(second), second, 0)
             of_bias += of_second.sum(0, dtype=of_bias.dtype)
             of_w += of_second.T @ first
+            if not exact:  # gradients of an anchor's scores may sum to 0, but rounded they do not
+                of_last += of_score[pairs].T @ raised(second)
             of_first = of_second @ scaled
             torch.ops.aten.threshold_backward.grad_input(of_first, first, 0, grad_input=of_first)
             of_a[anchors] += of_first.unflatten(0, some.shape).sum(1)
             of_b.index_add_(0, some.flatten(), of_first)
-        # a pair's second layer is W x + w where its ReLU has a slope and 0 elsewhere, so its sum needs no pass over the pairs
-        of_last = (of_w * w).sum(1) + of_bias * bias
-        return of_a, of_b, None, of_w * last.T, of_bias * last[0], of_last[None], gradient.sum()[None]
+        if exact:  # a pair's second layer is W x + w where its ReLU has a slope and 0 elsewhere: no pass over the pairs
+            of_last += (of_w * w).sum(1) + of_bias * bias
+        return of_a, of_b, None, of_w * last.T, of_bias * last[0], of_last, gradient.sum()[None]
 
 
 TILE = 2**22  # bytes of pairs, so that a tile stays in a CPU's cache; half a MiB to 16 took the same time within 2 %
@@ -336,12 +356,12 @@ def tiles(rows: Tensor, a: Tensor) -> Iterator[tuple[slice, slice, slice]]:
     a [A, U], elsewhere all at once."""
     (anchors, places), whole = rows.shape, rows.shape[1]
     if a.device.type == "cpu":
-        pairs = max(1, TILE // a[0].nbytes)
-        anchors, places = max(1, pairs // places), min(places, pairs)
-    for i in range(0, len(rows), anchors):
-        for j in range(0, whole, places):
-            some = rows[i : i + anchors, j : j + places].numel()
-            yield slice(i, i + anchors), slice(j, j + places), slice(i * whole + j, i * whole + j + some)
+        pairs = max(1, TILE // (a.shape[1] * a.element_size()))
+        anchors, places = pairs // max(1, places), min(places, pairs)
+    for i in range(0, len(rows), max(1, anchors)):
+        for j in range(0, whole, max(1, places)):
+            some = slice(i, i + max(1, anchors)), slice(j, j + places)
+            yield *some, slice(i * whole + j, i * whole + j + rows[some].numel())
 
 
 def met(a: Tensor, b: Tensor, rows: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ class Encoder(nn.Module):
 
     local names the layer whose output is the local map: conv1 .. convN, fc1 .. fcN, or "paper" for the paper's choice.
     norm: "batch" as in the paper, "sync" (batch over several processes), "layer" (over channels, each location by itself) or
-    "none" (with biases instead).
+    "none" (with biases instead). ReLU works in place: a hook on what stands before it sees its result.
     """
 
     def __init__(self, name: str, channels: int = 3, code_size: int = 64, local: str = "paper", norm: str = "batch"):
