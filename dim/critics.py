@@ -327,7 +327,7 @@ class Tiled(torch.autograd.Function):
         """Of all that `forward` was given but keep."""
         a, b, rows, w, bias, last, kept = saved
         exact = w.dtype == gradient.dtype
-        of_a, of_b, of_w = torch.zeros_like(raised(a)), torch.zeros_like(b), torch.zeros_like(raised(w))
+        of_a, of_b, of_w = (torch.zeros_like(raised(x)) for x in (a, b, w))
         of_last, of_bias, of_score = torch.zeros_like(last), torch.zeros_like(last[0]), gradient.reshape(-1, 1)
         # v is taken out of every pair's gradient, to the weights on both sides of it; transposed as in `Rows`
         scaled, rounded = (w * last.T).to(w.dtype).T.contiguous().T, of_score.to(w.dtype)
@@ -342,7 +342,7 @@ class Tiled(torch.autograd.Function):
             of_first = of_second @ scaled
             torch.ops.aten.threshold_backward.grad_input(of_first, first, 0, grad_input=of_first)
             of_a[anchors] += of_first.unflatten(0, some.shape).sum(1)
-            of_b.index_add_(0, some.flatten(), of_first)
+            of_b.index_add_(0, some.flatten(), raised(of_first))
         if exact:  # a pair's second layer is W x + w where its ReLU has a slope and 0 elsewhere: no pass over the pairs
             of_last += (of_w * w).sum(1) + of_bias * bias
         return of_a, of_b, None, of_w * last.T, of_bias * last[0], of_last, gradient.sum()[None]
