@@ -3,10 +3,11 @@
 Run from the repository root, on an idle machine. DIM(L) with the paper's encoder, critics and widths on random pictures of
 CIFAR's shape already in memory; a step is encoder, critic, estimator, backward pass and Adam.
 
-    dim        the step of train.py: channels last, rows and one matmul, one log-sum-exp for all locations of an image, the
-               concat critic's first layer once for each vector, fused Adam, scores in float32 under bf16
-    plain      the arrangement of the authors' code (rdevon/DIM, bac4765) written anew: channels first, 1x1 convolutions, the
-               table of scores [N, N, L, 1]; JSD of all pairs under a mask; InfoNCE by repeating the negatives for each
+    dim        the step of train.py: channels last, convolutions of float32 by fewer products, rows and one matmul, one
+               log-sum-exp for all locations of an image, the concat critic's first layer once for each vector, fused Adam,
+               scores in float32 under bf16
+    plain      the arrangement of the authors' code (rdevon/DIM, bac4765) written anew: channels first, convolutions by torch,
+               the table of scores [N, N, L, 1]; JSD of all pairs under a mask; InfoNCE by repeating the negatives for each
                location and one log-softmax; DV by one masked log-sum-exp (the authors' own raises at this commit). The concat
                critic tiles y over the locations and runs [y; m] and [y; m of the next image] through its layers.
 
@@ -58,6 +59,7 @@ from tqdm import tqdm
 
 from dim.critics import Concat, Critic, Dot, ResidualHead
 from dim.machine import ONEDNN, coarse_products
+from dim.winograd import Convolution
 
 TOLERANCE = 1e-3  # relative, of losses and gradients in float32: the sums run in another order over scores of 45 and more
 WAYS = ("dim", "plain")
@@ -120,6 +122,18 @@ class PlainConcat(nn.Module):
         return self.layers(torch.cat([tiled, m], 1)), self.layers(torch.cat([tiled, m.roll(-1, 0)], 1))
 
 
+def plain_encoder(encoder: nn.Module) -> nn.Module:
+    """The same layers and weights, channels first, each convolution by torch."""
+    made = copy.deepcopy(encoder).to(memory_format=torch.contiguous_format)
+    for block in made.modules():
+        for name, layer in block.named_children():
+            if isinstance(layer, Convolution):
+                shape = layer.kernel_size, layer.stride, layer.padding
+                setattr(block, name, nn.Conv2d(layer.in_channels, layer.out_channels, *shape, bias=layer.bias is not None))
+                block.get_submodule(name).load_state_dict(layer.state_dict())
+    return made
+
+
 def mask(n: int, like: Tensor) -> Tensor:
     """1 where an anchor meets its own image [N, N]."""
     return torch.eye(n, device=like.device, dtype=like.dtype)
@@ -177,7 +191,7 @@ class Plain(nn.Module):
 
     def __init__(self, t: Training, estimator: str):
         super().__init__()
-        self.encoder = copy.deepcopy(t.encoder).to(memory_format=torch.contiguous_format)
+        self.encoder = plain_encoder(t.encoder)
         critic = t.term.critic
         self.critic = PlainDot(critic) if isinstance(critic, Dot) else PlainConcat(concat(critic))
         self.estimator = estimator

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dim.norms import norm
+from dim.winograd import Convolution
 
 
 class Encoding(NamedTuple):
@@ -95,7 +96,7 @@ class Encoder(nn.Module):
 def conv_block(width: int, conv: Conv, kind: str) -> nn.Sequential:
     """Convolution, normalisation, ReLU, pooling; the convolution has a bias only where nothing normalises after it."""
     layers = [
-        nn.Conv2d(width, conv.channels, conv.kernel, conv.stride, conv.padding, bias=kind == "none"),
+        Convolution(width, conv.channels, conv.kernel, conv.stride, conv.padding, bias=kind == "none"),
         norm(kind, conv.channels, dims=2),
         nn.ReLU(inplace=True),
     ]
