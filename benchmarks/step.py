@@ -125,12 +125,9 @@ class PlainConcat(nn.Module):
 def plain_encoder(encoder: nn.Module) -> nn.Module:
     """The same layers and weights, channels first, each convolution by torch."""
     made = copy.deepcopy(encoder).to(memory_format=torch.contiguous_format)
-    for block in made.modules():
-        for name, layer in block.named_children():
-            if isinstance(layer, Convolution):
-                shape = layer.kernel_size, layer.stride, layer.padding
-                setattr(block, name, nn.Conv2d(layer.in_channels, layer.out_channels, *shape, bias=layer.bias is not None))
-                block.get_submodule(name).load_state_dict(layer.state_dict())
+    for layer in made.modules():
+        if isinstance(layer, Convolution):
+            layer.fewer_products = False
     return made
 
 

@@ -12,6 +12,7 @@ import torch
 
 from dim import distributed
 from dim.config import Config, UserError
+from dim.winograd import Convolution
 
 CPUINFO = Path("/proc/cpuinfo")
 BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # as Linux names the instructions of x86 and of ARM
@@ -86,12 +87,14 @@ def tune_products() -> None:
 
     MKL, torch's choice, runs there at half the rate: 91 against 190 GFLOP/s on one core of an EPYC. Torch takes oneDNN only
     where factors may be rounded to bf16, and oneDNN rounds them only if the processor has AMX, which AMD's have not: whether
-    it does is measured on a product before it is relied on.
+    it does is measured on a product before it is relied on. With such products a convolution by fewer of them pays.
     """
     flags = of_cpu("flags")
     if "AuthenticAMD" in of_cpu("vendor_id") and "avx512f" in flags and not any(flag.startswith("amx") for flag in flags):
         ONEDNN.fp32_precision = "bf16"
-        if not exact_products():
+        if exact_products():
+            Convolution.fewer_products = True
+        else:
             ONEDNN.fp32_precision = "none"
 
 

@@ -22,6 +22,7 @@ from dim.encoders import ARCHITECTURES, Encoder  # noqa: E402
 from dim.evals.features import features, set_statistics  # noqa: E402
 from dim.evals.protocol import standardised  # noqa: E402
 from dim.reading import settings_of  # noqa: E402
+from dim.winograd import Convolution  # noqa: E402
 
 TINY = {  # three steps on the digits
     "--train.epochs": "1",
@@ -65,7 +66,8 @@ def one_thread():
     """One thread: the same bits on any machine, and no quarrel between parallel tests."""
     torch.set_num_threads(1)
     yield
-    torch.set_flush_denormal(False)  # a script's main sets it for its process
+    torch.set_flush_denormal(False)  # a script's main sets these for its process
+    Convolution.fewer_products = False
 
 
 @pytest.fixture

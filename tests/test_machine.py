@@ -14,6 +14,7 @@ from conftest import ROOT, tiny
 import train
 from dim import critics, machine
 from dim.config import Config, Data, UserError
+from dim.winograd import Convolution
 
 FLAGS = {
     "flags\t\t: fpu avx512f avx512_vnni": False,
@@ -40,8 +41,9 @@ def products(vendor: str, flags: str, tmp_path, monkeypatch) -> str:
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: fpu {flags}\n")
     monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
     with machine.coarse_products(False):  # puts back what it was
-        machine.ONEDNN.fp32_precision = "none"
+        machine.ONEDNN.fp32_precision, Convolution.fewer_products = "none", False
         machine.tune_products()
+        assert Convolution.fewer_products == (machine.ONEDNN.fp32_precision == "bf16")
         return machine.ONEDNN.fp32_precision
 
 
