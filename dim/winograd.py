@@ -6,8 +6,8 @@ y_i = g P_i + h P_(i+1). Two rows of the result share a product, three for four:
     y_0 = g (P_0 - P_1) + (g + h) P_1
     y_1 =                 (g + h) P_1 + h (P_2 - P_1)
 
-The same along columns: F(2 x 2, 2 x 2). Its coefficients are 0, 1 and -1, so in float32 values and gradients round about as the
-plain convolution's do, at most twice as much. In bf16 each part would be rounded once more: three to seven times as much.
+The same along columns: F(2 x 2, 2 x 2). Its coefficients are 0, 1 and -1: in float32 values and gradients round as the plain
+convolution's do, up to about twice as much. In bf16 each part would be rounded once more: three to seven times as much.
 
 N images of C channels, H x W, are pairs [N, H / 2 + 1, 2, W / 2 + 1, 2 C], of rows and of columns, and nine parts of T = H / 4
 times S = W / 4 blocks, each of 2 x 2 results: [3, 3, N, T, S, 2, 2 C], of columns and of rows.
